@@ -1,0 +1,174 @@
+"""How does a value inside the HuggingFace model read in TransformerLens' basis, and how is it written back?
+
+TransformerLens rewrites weights so that intermediate values come out in a handier basis. Here the weights stay, and each
+value is converted as it passes a hook point. Every conversion is a pair: what a hook sees is a function of HF's value,
+and what goes back makes the rest of HF's forward compute what the rest of TransformerLens' processed model would.
+
+    residual stream    x - mean(x); the mean that edits bring in is kept apart (`Stream`), as in TransformerLens' stream
+    v, z               minus the value bias c of each head, which processing moves into b_O
+    pattern            as is; where its rows no longer sum to 1, z gets back (1 - row sum) c
+    q, k, v, z         times a matrix per head under refactor_factored_attn_matrices
+    norm output        n instead of n * w + b under fold_ln, and the rest of the model ignores mean(n)
+    logits             minus the mean over the vocabulary under center_unembed
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .processing import ATTENTION_READERS, Processing, fold_norm_into
+from .weights import WeightViews
+
+
+@dataclass
+class HeadMaps:
+    """The matrices that refactoring applies per head: ``[head, d_head, d_head]``, acting from the right."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+    def inverse(self) -> HeadMaps:
+        return HeadMaps(torch.linalg.inv(self.q), torch.linalg.inv(self.k), torch.linalg.inv(self.v))
+
+
+class Basis:
+    """The conversions that the active processing asks for, on one model."""
+
+    def __init__(self, weights: WeightViews) -> None:
+        self.weights = weights
+        self._maps: dict[int, tuple[int, HeadMaps, HeadMaps]] = {}
+
+    @property
+    def processing(self) -> Processing:
+        return self.weights.processing
+
+    # --- residual stream -----------------------------------------------------------------------------------------------
+
+    @property
+    def centres_stream(self) -> bool:
+        """Whether TransformerLens' residual stream is HF's without its mean."""
+        return self.processing.center_writing_weights
+
+    # --- values --------------------------------------------------------------------------------------------------------
+
+    def value_bias(self, layer: int) -> Tensor | None:
+        """What every value of a head contains and TransformerLens' does not, ``[head, d_head]``; None if nothing.
+
+        It is computed on each run, so that it follows the parameters through training.
+        """
+        if not self.processing.moves_value_bias:
+            return None
+        with torch.no_grad():
+            raw = self.weights.raw_branch("attn", layer)
+            bias = raw["b_V"]
+            if self.processing.fold_ln:
+                bias = bias + torch.einsum("m,hmd->hd", raw["ln.b"], raw["W_V"])
+            return bias.detach()
+
+    def head_maps(self, layer: int) -> tuple[HeadMaps, HeadMaps] | None:
+        """(HF -> TransformerLens, TransformerLens -> HF) per head under refactoring, else None."""
+        if not self.processing.refactor_factored_attn_matrices:
+            return None
+        new = self.weights.branch("attn", layer)
+        kept = self._maps.get(layer)
+        if kept is None or kept[0] != id(new):
+            with torch.no_grad():
+                maps = self._refactoring_maps(layer, new)
+                kept = (id(new), maps, maps.inverse())
+            self._maps[layer] = kept
+        return kept[1], kept[2]
+
+    def _refactoring_maps(self, layer: int, new: dict[str, Tensor]) -> HeadMaps:
+        old = {name: w.detach() for name, w in self.weights.raw_branch("attn", layer).items()}
+        if self.processing.fold_ln:
+            old = fold_norm_into(old, ATTENTION_READERS)
+        # W_Q' = M V / sqrt(S) with M = W_Q W_K^T, so q' = q (W_K^T W_K' / S) where the columns of W_K' have norm sqrt(S).
+        key_old = torch.cat([old["W_K"], old["b_K"][:, None]], dim=1).double()
+        key_new = torch.cat([new["W_K"], new["b_K"][:, None]], dim=1).double()
+        singular = (key_new * key_new).sum(1, keepdim=True)
+        query = key_old.transpose(-1, -2) @ key_new / singular
+        # k' . q' = k . q for every q; W_V' = W_V W_O W_O'^T since the rows of W_O' are orthonormal.
+        key = torch.linalg.inv(query).transpose(-1, -2)
+        value = old["W_O"].double() @ new["W_O"].double().transpose(-1, -2)
+        dtype = new["W_K"].dtype
+        return HeadMaps(query.to(dtype), key.to(dtype), value.to(dtype))
+
+    # --- norms -----------------------------------------------------------------------------------------------------------
+
+    def norm_weights(self, path: str) -> tuple[Tensor, Tensor]:
+        """(gain, bias) of the norm at a path of the HF model."""
+        norm = self.weights.module(path)
+        return norm.weight, norm.bias  # type: ignore[return-value]
+
+    def norm_output_to_hf(self, normalized: Tensor, path: str) -> Tensor:
+        """What the norm at ``path`` has to return so that its readers see TransformerLens' ``hook_normalized``."""
+        gain, bias = self.norm_weights(path)
+        if self.processing.fold_ln:
+            # Folded readers are centred: a mean that a hook brings in does not reach them.
+            normalized = normalized - normalized.mean(-1, keepdim=True)
+        return normalized.to(gain.dtype) * gain + bias
+
+    def norm_output(self, normalized: Tensor, path: str) -> Tensor:
+        """What TransformerLens' norm module returns: the normalised input, with gain and bias unless they are folded."""
+        gain, bias = self.norm_weights(path)
+        normalized = normalized.to(gain.dtype)
+        return normalized if self.processing.fold_ln else normalized * gain + bias
+
+    def norm_output_as_hf(self, output: Tensor, path: str) -> Tensor:
+        """HF's norm output for one in TransformerLens' basis, the inverse of what `norm_output` leaves out."""
+        return self.norm_output_to_hf(output, path) if self.processing.fold_ln else output
+
+    # --- logits ----------------------------------------------------------------------------------------------------------
+
+    def logits(self, logits: Tensor) -> Tensor:
+        """Logits in TransformerLens' basis."""
+        return logits - logits.mean(-1, keepdim=True) if self.processing.center_unembed else logits
+
+
+class Stream:
+    """The mean of TransformerLens' residual stream in one run.
+
+    TransformerLens' centred weights write nothing along the all-ones direction, so its stream has mean zero until an edit
+    brings a mean in; then it stays. HF's stream has a mean of its own. So reading takes HF's mean out and puts the edits'
+    mean in. Nothing is computed while there were no edits, nor when the stream is not centred.
+    """
+
+    def __init__(self, centred: bool) -> None:
+        self.centred = centred
+        self.mean: Tensor | None = None
+        #: The mean that an edit inside the current branch has given to the branch's output.
+        self.branch_mean: Tensor | None = None
+
+    def read(self, x: Tensor) -> Tensor:
+        """HF's stream as TransformerLens' stream."""
+        if not self.centred:
+            return x
+        x = x - x.mean(-1, keepdim=True)
+        return x if self.mean is None else x + self.mean
+
+    def written(self, x: Tensor) -> None:
+        """The stream itself was replaced by ``x``."""
+        if self.centred:
+            self.mean = x.mean(-1, keepdim=True)
+
+    def read_branch(self, x: Tensor) -> Tensor:
+        """What a branch adds to HF's stream, as what TransformerLens' branch adds."""
+        if not self.centred:
+            return x
+        x = x - x.mean(-1, keepdim=True)
+        return x if self.branch_mean is None else x + self.branch_mean
+
+    def branch_written(self, x: Tensor) -> None:
+        """A branch's output was replaced by ``x`` before it is added."""
+        if self.centred:
+            self.branch_mean = x.mean(-1, keepdim=True)
+
+    def add_branch(self) -> None:
+        """The current branch has been added to the stream."""
+        if self.branch_mean is not None:
+            self.mean = self.branch_mean if self.mean is None else self.mean + self.branch_mean
+            self.branch_mean = None

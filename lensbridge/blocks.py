@@ -1,0 +1,219 @@
+"""What are ``model.blocks[3].attn``, ``model.ln_final``, ``model.unembed`` and the like?
+
+Components carry the hook points, show the weights of their part under TransformerLens' names, and can be called by
+themselves, in the active basis, with their hook points firing. What they compute is the HF module's own forward; only
+norms, embeddings and the unembedding, which are one formula each, are written out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .engine.parts import run_attention, run_mlp
+from .engine.sites import normalise
+from .errors import UnknownPointError
+from .factored_matrix import FactoredMatrix
+from .hook_points import HookPoint
+from .interior import Interior, listening
+from .utilities.tensors import get_offset_position_ids
+
+Resid = Float[Tensor, "batch pos d_model"]
+
+
+class Component(nn.Module):
+    """A part of the model: hook points as children, weights as attributes."""
+
+    #: The weights it shows.
+    weight_names: tuple[str, ...] = ()
+
+    def __init__(self, interior: Interior, prefix: str, points: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.interior = interior
+        self.prefix = prefix
+        for point in points:
+            setattr(self, point, HookPoint())
+
+    @property
+    def cfg(self) -> Any:
+        """The model's config."""
+        return self.interior.cfg
+
+    def __getattr__(self, name: str) -> Any:
+        if name in type(self).weight_names:
+            try:
+                return self.interior.weights.get(f"{self.prefix}.{name}")
+            except UnknownPointError as error:
+                raise AttributeError(str(error)) from None
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in type(self).weight_names:
+            self.interior.weights.set(f"{self.prefix}.{name}", value)
+            return
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *type(self).weight_names]
+
+    def listeners(self, points: tuple[str, ...] | None = None) -> dict[str, nn.Module]:
+        """The listened-to points below this component, by full name."""
+        own = {
+            f"{self.prefix}.{name}": module
+            for name, module in self.named_modules()
+            if isinstance(module, HookPoint) and (points is None or name in points)
+        }
+        return listening(own)
+
+
+class Embed(Component):
+    """``tokens -> W_E[tokens]``."""
+
+    weight_names = ("W_E",)
+
+    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Resid:
+        weight = self.interior.weights.raw_branch("embed")["W_E"]
+        return _centred(self.interior, torch.nn.functional.embedding(tokens, weight))
+
+
+class PosEmbed(Component):
+    """The learned embedding of each token's position."""
+
+    weight_names = ("W_pos",)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        past_kv_pos_offset: int = 0,
+        attention_mask: Int[Tensor, "batch offset_pos"] | None = None,
+    ) -> Resid:
+        weight = self.interior.weights.raw_branch("embed")["W_pos"]
+        batch, length = tokens.shape
+        if attention_mask is None:
+            rows = weight[past_kv_pos_offset : past_kv_pos_offset + length].expand(batch, -1, -1)
+            return _centred(self.interior, rows)
+        positions = get_offset_position_ids(past_kv_pos_offset, attention_mask)
+        real = attention_mask[:, past_kv_pos_offset : past_kv_pos_offset + length].bool()
+        return _centred(self.interior, weight[positions]) * real.unsqueeze(-1)
+
+
+class Norm(Component):
+    """Layer normalisation: LayerNorm, or LayerNormPre where gain and bias are folded into the readers."""
+
+    weight_names = ("w", "b")
+
+    def __init__(self, interior: Interior, prefix: str, path: str) -> None:
+        super().__init__(interior, prefix, ("hook_scale", "hook_normalized"))
+        self.path = path
+
+    def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        centred, scale = normalise(x, float(self.interior.module(self.path).eps))  # type: ignore[arg-type]
+        scale = self.hook_scale(scale)
+        normalized = self.hook_normalized(centred / scale)
+        return self.interior.basis.norm_output(normalized, self.path).to(x.dtype)
+
+
+class Attention(Component):
+    """One layer's attention; its input is ln1's output in the active basis."""
+
+    weight_names = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
+    point_names = (
+        "hook_k",
+        "hook_q",
+        "hook_v",
+        "hook_z",
+        "hook_attn_scores",
+        "hook_pattern",
+        "hook_result",
+    )
+
+    def __init__(self, interior: Interior, layer: int) -> None:
+        super().__init__(interior, f"blocks.{layer}.attn", self.point_names)
+        self.layer_id = layer
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """``W_V @ W_O`` per head, [head, d_model, d_model] (Elhage et al. 2021)."""
+        return FactoredMatrix(self.W_V, self.W_O)
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """``W_Q @ W_K.T`` per head, [head, d_model, d_model], destination on the left (Elhage et al. 2021)."""
+        return FactoredMatrix(self.W_Q, self.W_K.transpose(-1, -2))
+
+    def forward(
+        self,
+        query_input: Float[Tensor, "batch pos *head d_model"],
+        key_input: Float[Tensor, "batch pos *head d_model"] | None = None,
+        value_input: Float[Tensor, "batch pos *head d_model"] | None = None,
+        past_kv_cache_entry: Any = None,
+        additive_attention_mask: Float[Tensor, "batch 1 1 kv_pos"] | None = None,
+        attention_mask: Int[Tensor, "batch offset_pos"] | None = None,
+    ) -> Resid:
+        """Attention's output, ``[batch, pos, d_model]``, from the inputs of queries, keys and values (default: the same)."""
+        inputs = {
+            "q": query_input,
+            "k": query_input if key_input is None else key_input,
+            "v": query_input if value_input is None else value_input,
+        }
+        return run_attention(
+            self.interior.engine, self.layer_id, inputs, self.listeners(), past_kv_cache_entry, additive_attention_mask, attention_mask
+        )
+
+
+class MLP(Component):
+    """One layer's MLP; its input is ln2's output in the active basis."""
+
+    weight_names = ("W_in", "b_in", "W_out", "b_out")
+
+    def __init__(self, interior: Interior, layer: int) -> None:
+        super().__init__(interior, f"blocks.{layer}.mlp", ("hook_pre", "hook_post"))
+        self.layer_id = layer
+
+    def forward(self, x: Resid) -> Resid:
+        """The MLP's output, ``[batch, pos, d_model]``."""
+        return run_mlp(self.interior.engine, self.layer_id, x, self.listeners())
+
+
+class TransformerBlock(Component):
+    """One layer: attention and MLP with their norms, and the residual stream around them."""
+
+    def __init__(self, interior: Interior, layer: int) -> None:
+        super().__init__(interior, f"blocks.{layer}")
+        self.layer_id = layer
+        arch = interior.architecture
+        self.ln1 = Norm(interior, f"{self.prefix}.ln1", arch.in_layer(layer, "ln1"))
+        self.ln2 = Norm(interior, f"{self.prefix}.ln2", arch.in_layer(layer, "ln2"))
+        self.attn = Attention(interior, layer)
+        self.mlp = MLP(interior, layer)
+        inputs = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in")
+        stream = ("hook_attn_out", "hook_mlp_out", "hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+        for point in (*inputs, *stream):
+            setattr(self, point, HookPoint())
+
+    def forward(self, resid_pre: Resid, attention_mask: Int[Tensor, "batch pos"] | None = None) -> Resid:
+        """resid_post for resid_pre."""
+        return self.interior.engine.run_block(self.layer_id, resid_pre, self.listeners(), attention_mask)
+
+
+class Unembed(Component):
+    """The final norm's output -> logits (with TransformerLens' b_U, which GPT-2's head has only through folding)."""
+
+    weight_names = ("W_U", "b_U")
+
+    def __init__(self, interior: Interior) -> None:
+        super().__init__(interior, "unembed", ("hook_in", "hook_out"))
+
+    def forward(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
+        interior = self.interior
+        hidden = interior.basis.norm_output_as_hf(self.hook_in(residual), interior.architecture.ln_final)
+        head = interior.module(interior.architecture.unembed)
+        logits = torch.nn.functional.linear(hidden, head.weight, head.bias)  # type: ignore[arg-type]
+        return self.hook_out(interior.basis.logits(logits))
+
+
+def _centred(interior: Interior, x: Tensor) -> Tensor:
+    return x - x.mean(-1, keepdim=True) if interior.basis.centres_stream else x

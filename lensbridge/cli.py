@@ -1,0 +1,64 @@
+"""What can be done with lensbridge from a shell?
+
+Each command is one row of ``COMMANDS``; its module adds its own arguments and returns an exit code. What a user can put
+right (a wrong model name, an unwritable path) is shown as one message with exit code 2; anything else is a defect and
+keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from rich.console import Console
+
+from lensbridge.demo import command as demo
+from lensbridge.errors import LensbridgeError
+
+
+class Command(NamedTuple):
+    """A subcommand: its name, its line in the overview, what adds its arguments and what runs it."""
+
+    name: str
+    summary: str
+    configure: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command("demo", "look inside a model: induction, indirect objects, activation patching", demo.configure, demo.run),
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    from lensbridge import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="lensbridge", description="Look inside language models, and change them as they run."
+    )
+    parser.add_argument("--version", action="version", version=f"lensbridge {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        sub = subparsers.add_parser(command.name, help=command.summary)
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.configure(sub)
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code, 2 after an error that the user can put right, 130 after an interruption."""
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except (LensbridgeError, OSError) as error:
+        if args.debug:
+            raise
+        Console(stderr=True).print(f"lensbridge {args.command}: {error}", style="red", markup=False, highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,112 @@
+"""How does one component of the model run by itself?
+
+As part of the HF model: a trace on that module alone, with the sites that lie inside it. Inputs and outputs are in the
+active basis, like everything that enters or leaves the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import nnsight
+import torch
+from torch import Tensor, nn
+
+from ..basis import Stream
+from .kv import append_new, hf_cache
+from .places import Place, View
+from .plan import Plan, Span
+from .sites import Run
+
+if TYPE_CHECKING:
+    from .run import Engine
+
+Listeners = Mapping[str, nn.Module]
+
+
+def run_mlp(engine: Engine, layer: int, x: Tensor, listeners: Listeners) -> Tensor:
+    """One layer's MLP on the output of its norm."""
+    arch = engine.architecture
+    hidden = engine.basis.norm_output_as_hf(x, arch.in_layer(layer, "ln2"))
+    output = _run_module(engine, layer, arch.in_layer(layer, "mlp"), {"hidden_states": hidden}, listeners, {})
+    return Stream(engine.basis.centres_stream).read_branch(output)
+
+
+def run_attention(
+    engine: Engine,
+    layer: int,
+    inputs: dict[str, Tensor],
+    listeners: Listeners,
+    past_kv_cache_entry: Any = None,
+    additive_attention_mask: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """One layer's attention on what its queries, keys and values read ("q", "k", "v"), with or without a head axis."""
+    arch, basis = engine.architecture, engine.basis
+    norm = arch.in_layer(layer, "ln1")
+    query = inputs["q"]
+    hidden = basis.norm_output_as_hf(query if query.dim() == 3 else query[..., 0, :], norm)
+    own = {
+        letter: basis.norm_output_as_hf(value, norm)
+        for letter, value in inputs.items()
+        if value is not query or query.dim() == 4
+    }
+    past = 0 if past_kv_cache_entry is None else past_kv_cache_entry.past_keys.shape[1]
+    mask = causal_mask(hidden, past, attention_mask)
+    if additive_attention_mask is not None:
+        mask = mask + additive_attention_mask
+    kwargs: dict[str, Any] = {"hidden_states": hidden, "attention_mask": mask}
+    entries = {} if past_kv_cache_entry is None else {layer: past_kv_cache_entry}
+    if entries:
+        kwargs["past_key_values"] = hf_cache(entries, basis)
+    output = _run_module(engine, layer, arch.in_layer(layer, "attn"), kwargs, listeners, own)
+    if entries:
+        append_new(entries, kwargs["past_key_values"], basis)
+    return Stream(basis.centres_stream).read_branch(output)
+
+
+def causal_mask(hidden: Tensor, past: int, attention_mask: Tensor | None) -> Tensor:
+    """HF's additive mask for causal attention: 0 where a query may attend, the smallest finite number elsewhere."""
+    length = hidden.shape[1]
+    keep = torch.ones(length, past + length, dtype=torch.bool, device=hidden.device).tril(past)
+    keep = keep.expand(hidden.shape[0], 1, -1, -1)
+    if attention_mask is not None:
+        keep = keep & attention_mask[:, None, None, :].bool()
+    smallest = torch.finfo(hidden.dtype).min
+    return torch.zeros(keep.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~keep, smallest)
+
+
+def _run_module(
+    engine: Engine, layer: int, path: str, kwargs: dict[str, Any], listeners: Listeners, own: dict[str, Tensor]
+) -> Tensor:
+    """Call the HF module at ``path`` with its hook points firing; returns its (first) output, in HF's basis.
+
+    ``own`` holds what q, k or v read instead of the module's input.
+    """
+    span = Span(layer, layer + 1, embeds=False, norm=False, unembeds=False)
+    edited = tuple(f"blocks.{layer}.hook_{letter}_input" for letter in own)
+    plan = engine.plan_for(listeners, span, below=path, edited=edited)
+    # The mask is eager attention's.
+    eager = "attention_mask" in kwargs
+    if not plan.sites:
+        with engine.undisturbed(), engine.eager_attention(eager):
+            output = engine.hf_model.get_submodule(path)(**kwargs)
+        return output[0] if isinstance(output, tuple) else output
+    with engine.wrapped() as view, engine.eager_attention(eager or plan.needs_eager):
+        run = engine.new_run(view, listeners, batch_size=kwargs["hidden_states"].shape[0])
+        run.inputs = {(layer, letter): value for letter, value in own.items()}
+        return _trace_part(view, path, kwargs, run, plan)
+
+
+def _trace_part(view: View, path: str, kwargs: dict[str, Any], run: Run, plan: Plan) -> Tensor:
+    part = view[path]
+    with part.trace(**kwargs):
+        output = nnsight.save(_walk_part(view, path, run, plan))
+    return output
+
+
+def _walk_part(view: View, path: str, run: Run, plan: Plan) -> Tensor:
+    for site in plan.sites:
+        site.visit(run)
+    return Place(path, "output").read(view)

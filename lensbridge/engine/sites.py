@@ -1,0 +1,250 @@
+"""What happens to a value when the forward pass reaches it?
+
+A site is one or a few hook points bound to a place in the HuggingFace model. Visiting it reads HF's value there, converts
+it into TransformerLens' basis, shows it to the points' listeners, and, only if one of them changed it, converts it back
+and writes it. Most points are a line of data for one of the small classes here; attention's are in `attention_sites.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..basis import Basis, Stream
+from ..errors import HookError
+from ..hook_points import HookPoint
+from .places import AnyPlace, Place, View
+
+
+@dataclass
+class Run:
+    """What one forward pass carries from site to site."""
+
+    view: View
+    basis: Basis
+    cfg: Any
+    #: The points that somebody listens to, by name.
+    listeners: Mapping[str, nn.Module]
+    stream: Stream
+    batch_size: int
+    #: (layer, "q" | "k" | "v") -> norm output (HF basis) that this projection has to read instead of its own input.
+    inputs: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    #: layer -> 1 - sum of each row of an edited pattern, [batch, head, query_pos].
+    missing_rows: dict[int, Tensor] = field(default_factory=dict)
+    #: Layers whose scores were edited, so that a softmax row may be NaN.
+    edited_scores: set[int] = field(default_factory=set)
+    #: layer -> value bias, computed once per run.
+    value_biases: dict[int, Tensor | None] = field(default_factory=dict)
+    #: TransformerLens' final norm output, kept for ``unembed.hook_in`` where HF's is in another basis.
+    final_norm: Tensor | None = None
+    #: The unembedding's output after its hooks.
+    logits: Tensor | None = None
+
+    def value_bias(self, layer: int) -> Tensor | None:
+        """`Basis.value_bias`, once per run."""
+        if layer not in self.value_biases:
+            self.value_biases[layer] = self.basis.value_bias(layer)
+        return self.value_biases[layer]
+
+    def listens(self, name: str) -> bool:
+        return name in self.listeners
+
+    def edits(self, name: str) -> bool:
+        """Whether somebody listens at ``name`` who could change the value or its gradient."""
+        point = self.listeners.get(name)
+        return point is not None and not (isinstance(point, HookPoint) and point.only_reads)
+
+    def fire(self, name: str, value: Tensor, live: bool) -> tuple[Tensor, bool]:
+        """Show ``value`` to the listeners of a point; returns (what they make of it, whether they changed it).
+
+        Args:
+            live: whether ``value`` is HF's own tensor (or shares its memory). Listeners that may edit get a copy then, so
+                that an edit in place neither breaks autograd nor reaches what was cached before.
+        """
+        point = self.listeners.get(name)
+        if point is None:
+            return value, False
+        if isinstance(point, HookPoint) and point.only_reads:
+            point(value)
+            return value, False
+        shown = value.clone() if live else value
+        before = None if shown.is_inference() else shown._version
+        result = point(shown)
+        if not isinstance(result, Tensor):
+            raise HookError(
+                f"a hook at {name!r} returned {type(result).__name__}; return a tensor to replace the activation, "
+                "or None to keep it"
+            )
+        return result, result is not shown or before is None or result._version != before
+
+
+class Site:
+    """One visit of the forward pass. ``names`` are the points it serves; its place decides when it comes."""
+
+    names: tuple[str, ...]
+    place: AnyPlace
+    #: Points whose editing makes this site necessary although nobody listens to it.
+    after_edits_of: tuple[str, ...] = ()
+
+    def visit(self, run: Run) -> None:
+        """Read, show, and write back if changed."""
+        raise TypeError(f"{type(self).__name__} does not say what to do when it is reached")
+
+    def needed_for_edit(self, basis: Basis) -> bool:
+        """Whether an edit of ``after_edits_of`` makes this site necessary in the active basis."""
+        return True
+
+
+class PlainSite(Site):
+    """A value that reads the same in both bases: MLP activations."""
+
+    def __init__(self, name: str, place: Place) -> None:
+        self.names = (name,)
+        self.place = place
+
+    def visit(self, run: Run) -> None:
+        value, changed = run.fire(self.names[0], self.place.read(run.view), live=True)
+        if changed:
+            self.place.write(run.view, value)
+
+
+class StreamSite(Site):
+    """The residual stream: resid_pre, resid_mid, resid_post."""
+
+    def __init__(self, name: str, place: Place, in_place: bool = False) -> None:
+        self.names = (name,)
+        self.place = place
+        #: Whether the tensor read here is also the skip connection's, so that it must be edited and not replaced.
+        self.in_place = in_place
+
+    def visit(self, run: Run) -> None:
+        x = self.place.read(run.view)
+        value, changed = run.fire(self.names[0], run.stream.read(x), live=not run.stream.centred)
+        if not changed:
+            return
+        if self.in_place:
+            x.copy_(value)
+        else:
+            self.place.write(run.view, value)
+        run.stream.written(value)
+
+
+class BranchSite(Site):
+    """Something that is added to the residual stream: embeddings, attn_out, mlp_out."""
+
+    def __init__(self, name: str, place: Place, after_edits_of: tuple[str, ...] = ()) -> None:
+        self.names = (name,)
+        self.place = place
+        self.after_edits_of = after_edits_of
+
+    def needed_for_edit(self, basis: Basis) -> bool:
+        return basis.centres_stream
+
+    def visit(self, run: Run) -> None:
+        name = self.names[0]
+        if run.listens(name):
+            value = run.stream.read_branch(self.place.read(run.view))
+            value, changed = run.fire(name, value, live=not run.stream.centred)
+            if changed:
+                self.place.write(run.view, value)
+                run.stream.branch_written(value)
+        run.stream.add_branch()
+
+
+class PositionSite(BranchSite):
+    """``hook_pos_embed``: HF may compute one row for the whole batch, TransformerLens shows one per batch entry."""
+
+    def visit(self, run: Run) -> None:
+        x = self.place.read(run.view)
+        value = run.stream.read_branch(x).expand(run.batch_size, *x.shape[1:])
+        value, changed = run.fire(self.names[0], value, live=True)
+        if changed:
+            self.place.write(run.view, value)
+            run.stream.branch_written(value)
+        run.stream.add_branch()
+
+
+class CopySite(Site):
+    """``hook_mlp_in``: a copy of the stream that only the norm at this place reads."""
+
+    def __init__(self, name: str, place: Place) -> None:
+        self.names = (name,)
+        self.place = place
+
+    def visit(self, run: Run) -> None:
+        value = run.stream.read(self.place.read(run.view))
+        value, changed = run.fire(self.names[0], value, live=True)
+        if changed:
+            self.place.write(run.view, value)
+
+
+def normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(centred x, scale) of LayerNorm; in float32 at least, as TransformerLens computes them."""
+    if x.dtype not in (torch.float32, torch.float64):
+        x = x.to(torch.float32)
+    x = x - x.mean(-1, keepdim=True)
+    return x, (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+
+
+def fire_norm(run: Run, prefix: str, x: Tensor, eps: float) -> tuple[Tensor, bool]:
+    """Fire ``hook_scale`` and ``hook_normalized`` of the norm with input ``x``; (normalised x, whether it changed)."""
+    centred, scale = normalise(x, eps)
+    scale, scale_changed = run.fire(f"{prefix}.hook_scale", scale, live=False)
+    normalized, changed = run.fire(f"{prefix}.hook_normalized", centred / scale, live=False)
+    return normalized, changed or scale_changed
+
+
+class NormSite(Site):
+    """A norm whose output has one reader: ln2 and ln_final."""
+
+    def __init__(self, prefix: str, path: str, eps: float, final: bool = False) -> None:
+        self.names = (f"{prefix}.hook_scale", f"{prefix}.hook_normalized")
+        self.prefix = prefix
+        self.path = path
+        self.eps = eps
+        self.final = final
+        self.place = Place(path, "input")
+
+    def visit(self, run: Run) -> None:
+        normalized, changed = fire_norm(run, self.prefix, self.place.read(run.view), self.eps)
+        if changed:
+            Place(self.path, "output").write(run.view, run.basis.norm_output_to_hf(normalized, self.path))
+        if self.final:
+            run.final_norm = run.basis.norm_output(normalized, self.path)
+
+
+class UnembedInSite(Site):
+    """``unembed.hook_in``: the final norm's output, without gain and bias where these are folded away."""
+
+    def __init__(self, name: str, place: Place, norm_path: str, eps: float) -> None:
+        self.names = (name,)
+        self.place = place
+        self.norm_path = norm_path
+        self.eps = eps
+
+    def visit(self, run: Run) -> None:
+        folded = run.basis.processing.fold_ln
+        value = run.final_norm if folded and run.final_norm is not None else self.place.read(run.view)
+        value, changed = run.fire(self.names[0], value, live=True)
+        if changed:
+            self.place.write(run.view, run.basis.norm_output_as_hf(value, self.norm_path))
+
+
+class UnembedOutSite(Site):
+    """``unembed.hook_out``: the logits."""
+
+    def __init__(self, name: str, place: Place) -> None:
+        self.names = (name,)
+        self.place = place
+
+    def visit(self, run: Run) -> None:
+        x = self.place.read(run.view)
+        value = run.basis.logits(x)
+        value, changed = run.fire(self.names[0], value, live=value is x)
+        if changed:
+            self.place.write(run.view, value)
+        run.logits = value

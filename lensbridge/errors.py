@@ -1,0 +1,72 @@
+"""What can go wrong, as one tree of exceptions.
+
+Each class also inherits the type that TransformerLens 3.9.0 raises in the same place, so code that catches the old type
+goes on working, and ``except LensbridgeError`` catches everything raised on purpose here.
+
+    LensbridgeError
+    ├── UnknownPointError (KeyError)          no such hook point, or no such weight, on this model
+    ├── DisabledPointError (KeyError, AssertionError)   the point exists but its flag is off
+    ├── HookError (TypeError)                 a hook returned something that cannot take the activation's place
+    ├── ReadOnlyWeightError (RuntimeError)    a write to a weight that is derived, not stored
+    ├── UnsupportedModelError (ValueError)    this model, or this option on it, has no exact translation
+    ├── ModelNotFoundError (OSError, ValueError)        a name or path that leads to no checkpoint
+    ├── SourceNotFoundError (RuntimeError)    the operation that holds a value is not where it should be in HF's code
+    └── UnknownArgumentError (TypeError)      an argument that nobody would read
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LensbridgeError(Exception):
+    """Base class of everything that lensbridge raises on purpose."""
+
+    def __str__(self) -> str:
+        # KeyError would show the message as a quoted repr.
+        return str(self.args[0]) if self.args else ""
+
+
+class UnknownPointError(LensbridgeError, KeyError):
+    """A hook point (or weight) was asked for by a name that this model does not have."""
+
+
+class DisabledPointError(LensbridgeError, KeyError, AssertionError):
+    """A hook point was asked for that exists, but whose config flag (``use_attn_result``, ...) is off."""
+
+
+class HookError(LensbridgeError, TypeError):
+    """A hook returned a value that cannot take the place of the activation (type, shape or device)."""
+
+
+class ReadOnlyWeightError(LensbridgeError, RuntimeError):
+    """A write was aimed at a weight view that is computed from the model's parameters and cannot carry it back."""
+
+
+class UnsupportedModelError(LensbridgeError, ValueError):
+    """The model, or an option on it, has no exact translation; the message says which part."""
+
+
+class ModelNotFoundError(LensbridgeError, OSError, ValueError):
+    """A model name or path leads to no checkpoint; the message says where it was looked for."""
+
+
+class SourceNotFoundError(LensbridgeError, RuntimeError):
+    """An operation inside HuggingFace's forward (the softmax, say) is not where this version should have it."""
+
+
+class UnknownArgumentError(LensbridgeError, TypeError):
+    """An argument was given that nothing would read."""
+
+
+def near_misses(name: str, known: Iterable[str], limit: int = 4) -> str:
+    """A ready phrase naming the closest known names, or an empty string.
+
+    Names are compared without their layer number too, so that a right name with a wrong layer is found.
+    """
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=limit, cutoff=0.6)
+    if not close:
+        close = [other for other in names if name and name in other][:limit]
+    return f" Closest: {', '.join(close)}." if close else ""

@@ -1,0 +1,269 @@
+"""Who is listening, and what happens when a value passes a hook point?
+
+A `HookPoint` is an identity module that holds its listeners in order; calling it with a tensor is the whole protocol. The
+engine calls it with values that pass through a HuggingFace model, and a user's own `HookedRootModule` calls it from its
+``forward``: both get the same semantics from this file, and neither needs PyTorch's module hooks.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Union, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+Direction = Literal["fwd", "bwd"]
+Directions = Literal["fwd", "bwd", "both"]
+NamesFilter = Union[Callable[[str], bool], Sequence[str], str, None]
+DeviceType = Union[torch.device, None]
+
+
+@runtime_checkable
+class HookFunction(Protocol):
+    """A hook: called as ``fn(tensor, hook=hook_point)``; returns a replacement, or None to keep the (edited) tensor."""
+
+    def __call__(self, tensor: Tensor, *, hook: HookPoint) -> Any: ...
+
+
+class ReadOnlyHook:
+    """Base of hooks that promise not to edit what they are given, so that they may be handed the live tensor."""
+
+    def __call__(self, tensor: Tensor, *, hook: HookPoint) -> None:
+        raise TypeError(f"{type(self).__name__} must define __call__(tensor, *, hook)")
+
+
+@dataclass
+class LensHandle:
+    """One attached hook, as `HookPoint.fwd_hooks` and `HookPoint.bwd_hooks` list them (TransformerLens' LensHandle)."""
+
+    hook: RemovableHandle
+    is_permanent: bool = False
+    context_level: int | None = None
+    user_hook: Callable | None = None
+
+
+class HookPoint(nn.Module):
+    """An identity that shows each tensor passing through it to its hooks (TransformerLens' HookPoint).
+
+    Forward hooks run in order of addition, each seeing the previous one's result. Backward hooks are given the gradient
+    with respect to the point's output and may return the one to use for its input.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fwd_hooks: list[LensHandle] = []
+        self.bwd_hooks: list[LensHandle] = []
+        self.ctx: dict = {}
+        self.name: str | None = None
+        self.hook_conversion: Any = None
+        self.backward_scale: float = 1.0
+        # The ids of the handles that nobody has removed by ``handle.hook.remove()``.
+        self._attached: OrderedDict[int, Callable] = OrderedDict()
+
+    def __repr__(self) -> str:
+        parts = [f"name={self.name!r}"] if self.name is not None else []
+        parts += [f"{len(hooks)} {kind}" for kind, hooks in (("fwd", self.fwd_hooks), ("bwd", self.bwd_hooks)) if hooks]
+        return f"HookPoint({', '.join(parts)})"
+
+    def add_perma_hook(self, hook: Callable, dir: Direction = "fwd") -> None:
+        """Add a hook that `reset_hooks` leaves in place unless told otherwise."""
+        self.add_hook(hook, dir=dir, is_permanent=True)
+
+    def add_hook(
+        self,
+        hook: Callable,
+        dir: Direction = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+        alias_names: list[str] | None = None,
+    ) -> None:
+        """Attach ``hook``; ``prepend`` puts it before the others, ``level`` is the `hooks()` context it belongs to.
+
+        With ``alias_names`` the hook is called once per name, with a stand-in for this point that bears the name.
+
+        Raises:
+            ValueError: if ``dir`` is neither "fwd" nor "bwd".
+        """
+        if dir not in ("fwd", "bwd"):
+            raise ValueError(f"Invalid direction {dir!r}: a hook is added to 'fwd' or to 'bwd'")
+        called = hook if alias_names is None else _under_aliases(hook, alias_names)
+        if not isinstance(hook, ReadOnlyHook):
+            called = self._converting(called, dir)
+        removable = RemovableHandle(self._attached)
+        self._attached[removable.id] = called
+        handles = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
+        handles.insert(0 if prepend else len(handles), LensHandle(removable, is_permanent, level, user_hook=hook))
+
+    def has_hooks(self, dir: Directions = "both", including_permanent: bool = True, level: int | None = None) -> bool:
+        """Whether a hook of this direction (and level, if given) is attached."""
+        return any(
+            (including_permanent or not handle.is_permanent) and (level is None or handle.context_level == level)
+            for handle in self._handles(dir)
+        )
+
+    def remove_hooks(
+        self, dir: Directions = "fwd", including_permanent: bool = False, level: int | None = None
+    ) -> None:
+        """Remove temporary hooks (of one level, if given); with ``including_permanent`` all hooks whatever their level."""
+        for handle in self._handles(dir):
+            if including_permanent or (not handle.is_permanent and (level is None or handle.context_level == level)):
+                handle.hook.remove()
+        if dir != "bwd":
+            self.fwd_hooks = [h for h in self.fwd_hooks if h.hook.id in self._attached]
+        if dir != "fwd":
+            self.bwd_hooks = [h for h in self.bwd_hooks if h.hook.id in self._attached]
+
+    def clear_context(self) -> None:
+        """Forget what hooks have stored in ``ctx``."""
+        self.ctx = {}
+
+    def enable_reshape(self, hook_conversion: Any = None) -> None:
+        """Show hooks ``hook_conversion.convert(tensor)``, and ``revert`` what they return; None turns it off."""
+        self.hook_conversion = hook_conversion
+
+    def layer(self) -> int:
+        """The layer in the point's name, ``blocks.{layer}. ...``.
+
+        Raises:
+            ValueError, IndexError: if the name has no layer (as in TransformerLens).
+        """
+        if self.name is None:
+            raise ValueError("this HookPoint has no name yet: call setup() on the root module")
+        return int(self.name.split(".")[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Show ``x`` to the hooks and return what they make of it."""
+        if self.bwd_hooks and torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
+            return self._forward_watching_gradient(x)
+        return self._run_forward_hooks(x)
+
+    @property
+    def only_reads(self) -> bool:
+        """Whether no listener here can change the value: only caches listen, and only forward."""
+        return not self.bwd_hooks and all(isinstance(h.user_hook, ReadOnlyHook) for h in self.fwd_hooks)
+
+    def _converting(self, hook: Callable, dir: Direction) -> Callable:
+        def called(tensor: Tensor, *, hook: HookPoint) -> Any:
+            if dir == "bwd" and self.backward_scale != 1.0:
+                tensor = tensor * self.backward_scale
+            conversion = self.hook_conversion
+            if conversion is None:
+                return user_hook(tensor, hook=hook)
+            result = user_hook(conversion.convert(tensor), hook=hook)
+            return result if result is None else conversion.revert(result)
+
+        user_hook = hook
+        return called
+
+    def _handles(self, dir: Directions) -> list[LensHandle]:
+        if dir not in ("fwd", "bwd", "both"):
+            raise ValueError(f"Invalid direction {dir!r}: use 'fwd', 'bwd' or 'both'")
+        return [*(self.fwd_hooks if dir != "bwd" else ()), *(self.bwd_hooks if dir != "fwd" else ())]
+
+    def _live(self, handles: list[LensHandle]) -> list[Callable]:
+        return [self._attached[handle.hook.id] for handle in handles if handle.hook.id in self._attached]
+
+    def _run_forward_hooks(self, x: Tensor) -> Tensor:
+        for hook in self._live(self.fwd_hooks):
+            result = hook(x, hook=self)
+            if result is not None:
+                x = result
+        return x
+
+    def _forward_watching_gradient(self, x: Tensor) -> Tensor:
+        """Run the forward hooks between two identities, so that backward hooks see the output's gradient and set the input's."""
+        replacement: list[Tensor] = []
+
+        def at_output(gradient: Tensor) -> None:
+            replacement.clear()
+            for hook in self._live(self.bwd_hooks):
+                result = hook(gradient, hook=self)
+                if result is not None:
+                    replacement[:] = [result[0] if isinstance(result, tuple) else result]
+
+        def at_input(gradient: Tensor) -> Tensor | None:
+            return replacement[0] if replacement else None
+
+        inner = x.view_as(x)
+        outer = self._run_forward_hooks(inner)
+        if not outer.requires_grad:
+            return outer
+        outer = outer.view_as(outer)
+        outer.register_hook(at_output)
+        inner.register_hook(at_input)
+        return outer
+
+
+class HookIntrospectionMixin:
+    """`list_hooks` for any class with a ``hook_dict`` of name -> `HookPoint`."""
+
+    hook_dict: dict[str, HookPoint]
+
+    def list_hooks(
+        self, name_filter: NamesFilter = None, dir: Directions = "both", including_permanent: bool = True
+    ) -> dict[str, list[LensHandle]]:
+        """The attached hooks by point; points without any are left out.
+
+        Args:
+            name_filter: a name, a list of names, or a predicate on names; None for all.
+            dir: "fwd", "bwd" or "both".
+            including_permanent: whether permanent hooks are listed.
+        """
+        keep = as_predicate(name_filter)
+        found = {
+            name: [h for h in point._handles(dir) if including_permanent or not h.is_permanent]
+            for name, point in self.hook_dict.items()
+            if keep(name)
+        }
+        return {name: handles for name, handles in found.items() if handles}
+
+
+def as_predicate(names_filter: NamesFilter) -> Callable[[str], bool]:
+    """A names filter of any kind as a predicate; a string or a list means exactly these names."""
+    if names_filter is None:
+        return lambda name: True
+    if callable(names_filter):
+        return names_filter
+    wanted = {names_filter} if isinstance(names_filter, str) else set(names_filter)
+    return wanted.__contains__
+
+
+class _AliasedPoint:
+    """A hook point as a hook sees it under another name."""
+
+    def __init__(self, point: HookPoint, name: str) -> None:
+        self._point = point
+        self.name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._point, attribute)
+
+    def layer(self) -> int:
+        return int(self.name.split(".")[1])
+
+
+def _under_aliases(hook: Callable, names: list[str]) -> Callable:
+    def called(tensor: Tensor, *, hook: HookPoint) -> Any:
+        replacement = None
+        for name in names:
+            result = user_hook(tensor, hook=_AliasedPoint(hook, name))
+            if result is not None:
+                tensor = replacement = result
+        return replacement
+
+    user_hook = hook
+    return called
+
+
+def __getattr__(name: str) -> Any:
+    # TransformerLens has it here too; importing it at the top would be a circle.
+    if name == "HookedRootModule":
+        from .hooked_root_module import HookedRootModule
+
+        return HookedRootModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

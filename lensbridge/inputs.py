@@ -1,0 +1,126 @@
+"""What does a call of the model ask HuggingFace's forward to do?
+
+Texts become tokens, padding becomes a mask and positions, a key-value cache becomes HF's cache, ``start_at_layer`` and
+``stop_at_layer`` become the span of blocks to run. The rules are TransformerLens': no mask without left padding, a mask
+given, or a cache; positions that count real tokens only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cache import TransformerLensKeyValueCache
+from .engine import Request
+from .engine.kv import append_new, hf_cache
+from .engine.plan import Span
+from .tokens import as_batch
+from .utilities.tensors import get_offset_position_ids
+from .utilities.tokenize_utils import get_attention_mask
+
+
+@dataclass
+class Call:
+    """A prepared call: the request for the engine, and what the loss and the caches need afterwards."""
+
+    request: Request
+    tokens: Tensor | None
+    attention_mask: Tensor | None
+    past_kv_cache: TransformerLensKeyValueCache | None
+
+    def finish(self, basis: Any) -> None:
+        """Let the key-value cache keep what this run has computed."""
+        if self.past_kv_cache is not None:
+            entries = dict(enumerate(self.past_kv_cache.entries))
+            stop = min(self.request.span.stop, len(entries))
+            ran = {layer: entries[layer] for layer in range(self.request.span.start, stop)}
+            append_new(ran, self.request.inputs["past_key_values"], basis)
+
+
+def span_of(n_layers: int, start_at_layer: int | None, stop_at_layer: int | None, return_type: str | None) -> Span:
+    """Which blocks run (Python's slicing rules, as in TransformerLens), and what after them."""
+    start, stop, _ = slice(start_at_layer, stop_at_layer).indices(n_layers)
+    ends = stop_at_layer is not None
+    return Span(start, max(start, stop), start_at_layer is None, not ends, not ends and return_type is not None)
+
+
+def prepare(
+    model: Any,
+    basis: Any,
+    input: Any,
+    span: Span,
+    prepend_bos: bool | None,
+    tokens: Tensor | None,
+    attention_mask: Tensor | None,
+    past_kv_cache: TransformerLensKeyValueCache | None,
+) -> Call:
+    """Turn the arguments of ``forward`` into a `Call`; padding side and BOS default are already the model's.
+
+    Raises:
+        AssertionError: text without a tokenizer, ``start_at_layer`` without a residual stream, or a mask of another shape.
+        ValueError: a key-value cache without tokenizer and without ``attention_mask``.
+    """
+    device = model.cfg.device
+    if not span.embeds:
+        if not isinstance(input, Tensor) or not input.is_floating_point():
+            raise AssertionError(
+                "with start_at_layer the input is the residual stream before that layer, [batch, pos, d_model], "
+                f"not {type(input).__name__}"
+            )
+        inputs: dict[str, Any] = {"inputs_embeds": input.to(device)}
+        residual = inputs["inputs_embeds"]
+        if attention_mask is not None:
+            inputs["attention_mask"] = attention_mask.to(device)
+    else:
+        if isinstance(input, (str, list)):
+            input = model.to_tokens(input)
+        tokens = as_batch(input).to(device)
+        inputs, residual = {"input_ids": tokens}, None
+    if span.embeds and _needs_mask(model, attention_mask, past_kv_cache):
+        attention_mask = _mask_for(model, tokens, prepend_bos, attention_mask)
+        if past_kv_cache is not None:
+            attention_mask = past_kv_cache.append_attention_mask(attention_mask.to(device))
+        inputs["attention_mask"] = attention_mask
+        past = past_length(past_kv_cache, tokens.shape[0], model.cfg)  # type: ignore[union-attr]
+        inputs["position_ids"] = get_offset_position_ids(past, attention_mask)
+    if past_kv_cache is not None:
+        entries = dict(enumerate(past_kv_cache.entries))
+        inputs |= {"past_key_values": hf_cache(entries, basis), "use_cache": True}
+    return Call(Request(inputs, span, residual), tokens, attention_mask, past_kv_cache)
+
+
+def _needs_mask(model: Any, mask: Tensor | None, cache: Any) -> bool:
+    padded_left = model.tokenizer is not None and model.tokenizer.padding_side == "left"
+    return padded_left or mask is not None or cache is not None
+
+
+def _mask_for(model: Any, tokens: Any, prepend_bos: bool | None, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        if model.tokenizer is None:
+            raise ValueError(
+                "a key-value cache needs to know which tokens are padding: pass attention_mask= (ones for no padding), "
+                "since the model has no tokenizer"
+            )
+        prepend = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
+        mask = get_attention_mask(model.tokenizer, tokens, prepend)
+    if mask.shape != tokens.shape:
+        raise AssertionError(
+            f"attention_mask has shape {tuple(mask.shape)}, the tokens {tuple(tokens.shape)}; the mask covers the tokens "
+            "given now, earlier ones are in the key-value cache"
+        )
+    return mask.to(tokens.device)
+
+
+def past_length(cache: TransformerLensKeyValueCache | None, batch: int, cfg: Any) -> int:
+    if cache is None:
+        return 0
+    cached, length, heads, d_head = cache[0].past_keys.shape
+    if cached != batch:
+        raise AssertionError(f"the key-value cache holds a batch of {cached}, the input has {batch}")
+    expected = (cfg.n_key_value_heads or cfg.n_heads, cfg.d_head)
+    if (heads, d_head) != expected:
+        raise AssertionError(f"the key-value cache is of another model: heads and d_head {(heads, d_head)}, here {expected}")
+    return length

@@ -1,0 +1,51 @@
+"""What do the parts of a hooked model share?
+
+One plain object that every component holds: the HF model and the views of it. It is no nn.Module, so that the HF model
+does not become a submodule of its own facade.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .architectures import Architecture
+from .basis import Basis
+from .config import HookedTransformerConfig
+from .engine import Engine
+from .weights import WeightViews
+
+
+@dataclass
+class Interior:
+    """A HuggingFace model with its record, config, weights, basis and engine."""
+
+    hf_model: Any
+    architecture: Architecture
+    cfg: HookedTransformerConfig
+    weights: WeightViews
+    basis: Basis
+    engine: Engine
+
+    @classmethod
+    def of(cls, hf_model: Any, architecture: Architecture, cfg: HookedTransformerConfig) -> Interior:
+        """The views of a loaded HF model."""
+        weights = WeightViews(hf_model, architecture, cfg)
+        basis = Basis(weights)
+        return cls(hf_model, architecture, cfg, weights, basis, Engine(hf_model, architecture, basis, cfg))
+
+    def module(self, path: str) -> nn.Module:
+        """A module of the HF model."""
+        return self.hf_model.get_submodule(path)
+
+
+def listening(points: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The points among ``points`` that have hooks, or that are no plain hook points (a spliced-in module)."""
+    return {
+        name: point
+        for name, point in points.items()
+        if getattr(point, "fwd_hooks", True) or getattr(point, "bwd_hooks", True) or point._forward_hooks
+    }

@@ -1,0 +1,304 @@
+"""How does a model name, a directory or a loaded HF model become something to hook?
+
+HuggingFace loads; nothing is converted or copied. What is added is the record of the architecture, a
+HookedTransformerConfig read off the HF config, and a tokenizer.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from . import model_names
+from .architectures import BY_CLASS, Architecture, architecture_of
+from .config import HookedTransformerConfig
+from .errors import ModelNotFoundError, UnknownArgumentError, UnsupportedModelError, near_misses
+from .utilities.devices import get_device
+from .utilities.multi_gpu import resolve_device_map
+
+DTYPE_FROM_STRING = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
+
+#: Arguments of HF's ``from_pretrained`` that are passed on; attributes of the model's config are accepted too.
+HF_ARGUMENTS = frozenset(
+    "cache_dir force_download local_files_only token revision use_safetensors weights_only variant subfolder proxies "
+    "trust_remote_code code_revision torch_dtype dtype device_map max_memory offload_folder offload_buffers "
+    "offload_state_dict quantization_config attn_implementation experts_implementation tp_plan tp_size device_mesh "
+    "low_cpu_mem_usage ignore_mismatched_sizes key_mapping config state_dict adapter_kwargs use_kernels "
+    "distributed_config kernel_config commit_hash gguf_file".split()
+)
+#: Those among them that tokenizers and configs understand as well.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "trust_remote_code")
+
+
+@dataclass
+class Loaded:
+    """A model ready to be hooked."""
+
+    hf_model: Any
+    architecture: Architecture
+    cfg: HookedTransformerConfig
+
+
+@dataclass
+class Wish:
+    """What was asked of ``from_pretrained`` about the model itself; see `HookedTransformer.from_pretrained`."""
+
+    model_name: str
+    hf_model: Any = None
+    dtype: torch.dtype = torch.float32
+    device: str | torch.device | None = None
+    n_devices: int = 1
+    move_to_device: bool = True
+    first_n_layers: int | None = None
+    n_ctx: int | None = None
+    default_prepend_bos: bool | None = None
+    checkpoint_index: int | None = None
+    checkpoint_value: int | None = None
+    kwargs: dict[str, Any] | None = None
+
+
+_BUILDING: ContextVar[Loaded | None] = ContextVar("lensbridge_building", default=None)
+
+
+@contextmanager
+def building(loaded: Loaded) -> Iterator[None]:
+    """Within the context, ``HookedTransformer.__init__`` (and a subclass' with any signature) finds this model."""
+    token = _BUILDING.set(loaded)
+    try:
+        yield
+    finally:
+        _BUILDING.reset(token)
+
+
+def being_built() -> Loaded | None:
+    """The model that `building` announced, if any."""
+    return _BUILDING.get()
+
+
+def load(wish: Wish) -> Loaded:
+    """Load, or take as it is, the HF model that was asked for.
+
+    Raises:
+        ModelNotFoundError: if the name leads to no checkpoint.
+        UnsupportedModelError: if there is no record for the architecture.
+        UnknownArgumentError: for an argument that HF's ``from_pretrained`` would not know either.
+    """
+    kwargs = dict(wish.kwargs or {})
+    location = model_names.resolve(wish.model_name)
+    checkpoint = _checkpoint(location, wish, kwargs)
+    if wish.hf_model is not None:
+        hf_model = _as_given(wish, kwargs)
+    else:
+        hf_model = _from_hub_or_disk(location, wish, kwargs)
+    architecture = architecture_of(hf_model)
+    if wish.first_n_layers is not None and wish.first_n_layers != hf_model.config.num_hidden_layers:
+        hf_model = truncated(hf_model, architecture, wish.first_n_layers)
+    cfg = read_config(hf_model, architecture, wish, location)
+    for name, value in checkpoint.items():
+        setattr(cfg, name, value)
+    return Loaded(hf_model, architecture, cfg)
+
+
+def _as_given(wish: Wish, kwargs: dict[str, Any]) -> Any:
+    if kwargs:
+        raise UnknownArgumentError(
+            f"{', '.join(sorted(kwargs))}: these go to HuggingFace's from_pretrained, which is not called when hf_model is "
+            "given. Load hf_model with them instead."
+        )
+    if not hasattr(wish.hf_model, "config"):
+        raise AssertionError(f"hf_model must be a HuggingFace model with a config, not {type(wish.hf_model).__name__}")
+    return wish.hf_model
+
+
+def _from_hub_or_disk(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    config = kwargs.pop("config", None)
+    if config is None:
+        with _explaining(wish.model_name, location):
+            config = AutoConfig.from_pretrained(location, **hub)
+    _refuse_unknown(kwargs, config)
+    _refuse_unrecorded(config)
+    if "torch_dtype" in kwargs:
+        kwargs["dtype"] = kwargs.pop("torch_dtype")
+    kwargs.setdefault("dtype", wish.dtype)
+    kwargs.setdefault("attn_implementation", "eager")
+    if wish.n_devices > 1 and "device_map" not in kwargs:
+        device_map, max_memory = resolve_device_map(wish.n_devices, None, wish.device, kwargs.get("max_memory"))
+        kwargs |= {"device_map": device_map} | ({"max_memory": max_memory} if max_memory else {})
+    if kwargs["dtype"] == torch.float16 and str(wish.device or "cpu").startswith("cpu") and not torch.cuda.is_available():
+        logging.warning("float16 models may be slow or fail on CPU; use bfloat16 or a GPU")
+    with _explaining(wish.model_name, location):
+        hf_model = AutoModelForCausalLM.from_pretrained(location, config=config, **kwargs)
+    if wish.move_to_device and "device_map" not in kwargs:
+        hf_model.to(wish.device or get_device())
+    return hf_model
+
+
+def _refuse_unknown(kwargs: dict[str, Any], config: Any) -> None:
+    for name in kwargs:
+        if name not in HF_ARGUMENTS and not hasattr(config, name):
+            known = [*HF_ARGUMENTS, *config.to_dict()]
+            raise UnknownArgumentError(f"from_pretrained has no argument {name!r}.{near_misses(name, known)}")
+
+
+def _refuse_unrecorded(config: Any) -> None:
+    """Refuse before the weights are read, where the config tells the class."""
+    classes = getattr(config, "architectures", None) or []
+    if classes and not any(name in BY_CLASS for name in classes):
+        raise UnsupportedModelError(
+            f"no record of the architecture {', '.join(classes)}; known: {', '.join(sorted(BY_CLASS))}. "
+            "A family is one data file in lensbridge/architectures (see CONTRIBUTING.md)."
+        )
+
+
+@contextmanager
+def _explaining(name: str, location: str) -> Iterator[None]:
+    """Turn HF's many ways of not finding a model into one error that says where it was looked for and what to do."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnsupportedModelError):
+            raise
+        alias = f" (the hub id {location!r})" if location != name else ""
+        raise ModelNotFoundError(
+            f"cannot load {name!r}{alias}: there is no such local directory, and neither HuggingFace's cache nor the hub "
+            f"gave it. If this machine is offline, download the model elsewhere and pass its directory, or pass a loaded "
+            f"model as hf_model=.{near_misses(name, model_names.known_names())} HuggingFace said: {error}"
+        ) from error
+
+
+def _checkpoint(location: str, wish: Wish, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Turn a checkpoint index or step into a revision (in ``kwargs``) and the config fields that record it."""
+    if wish.checkpoint_index is None and wish.checkpoint_value is None:
+        return {}
+    labels = model_names.checkpoint_labels(location)
+    if labels is None:
+        raise ValueError(
+            f"{wish.model_name!r} has no numbered checkpoints; those of stanford-crfm's GPT-2 and EleutherAI's Pythia "
+            "models have. For another revision pass revision='...'"
+        )
+    steps, prefix = labels
+    if wish.checkpoint_index is not None:
+        step = steps[wish.checkpoint_index]
+    elif wish.checkpoint_value in steps:
+        step = wish.checkpoint_value
+    else:
+        close = min(steps, key=lambda known: abs(known - (wish.checkpoint_value or 0)))
+        raise AssertionError(f"{wish.model_name!r} has no checkpoint at step {wish.checkpoint_value}; the closest is {close}")
+    if wish.hf_model is None:
+        kwargs.setdefault("revision", f"{prefix}{step}")
+    return {
+        "from_checkpoint": True,
+        "checkpoint_label_type": "step",
+        "checkpoint_value": step,
+        "checkpoint_index": steps.index(step),
+    }
+
+
+def truncated(hf_model: Any, architecture: Architecture, n_layers: int) -> Any:
+    """A model of the first layers of another: the same modules and parameters, in new containers.
+
+    Raises:
+        ValueError: if ``n_layers`` is not between 0 and the number of layers.
+    """
+    available = len(hf_model.get_submodule(architecture.layers))
+    if not 0 <= n_layers <= available:
+        raise ValueError(f"first_n_layers must be between 0 and {available}, not {n_layers}")
+    root = _shallow(hf_model)
+    root.config = copy.deepcopy(hf_model.config)
+    root.config.num_hidden_layers = n_layers
+    parent, parts = root, architecture.layers.split(".")
+    for part in parts[:-1]:
+        child = _shallow(getattr(parent, part))
+        child.config = root.config
+        parent._modules[part] = child
+        parent = child
+    parent._modules[parts[-1]] = nn.ModuleList(list(hf_model.get_submodule(architecture.layers))[:n_layers])
+    return root
+
+
+def _shallow(module: nn.Module) -> Any:
+    """A copy of one module that shares its parameters and children, and can be given others."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    # nnsight's handle is bound to the module that it was installed on.
+    for name in ("forward", "__nnsight__"):
+        twin.__dict__.pop(name, None)
+    return twin
+
+
+def read_config(hf_model: Any, architecture: Architecture, wish: Wish, location: str) -> HookedTransformerConfig:
+    """A HookedTransformerConfig that describes a loaded HF model."""
+    hf = hf_model.config
+    heads, d_model = hf.num_attention_heads, hf.hidden_size
+    mlp = hf_model.get_submodule(architecture.in_layer(0, "mlp_in")) if hf.num_hidden_layers else None
+    first = next(hf_model.parameters())
+    d_vocab_out = hf_model.get_submodule(architecture.unembed).weight.shape[0]
+    prepend = wish.default_prepend_bos
+    if prepend is None:
+        prepend = architecture.hf_class not in model_names.table()["no_bos_by_default"]
+    fields = {field: getattr(hf, attribute) for field, attribute in architecture.config.items()}
+    fields |= dict(architecture.constants)
+    fields |= {
+        "d_model": d_model,
+        "d_head": d_model // heads,
+        "n_heads": heads,
+        "d_mlp": mlp.bias.shape[0] if mlp is not None else 4 * d_model,
+        "n_layers": hf.num_hidden_layers,
+        "n_ctx": wish.n_ctx or hf.max_position_embeddings,
+        "d_vocab": hf.vocab_size,
+        "d_vocab_out": d_vocab_out,
+        "normalization_type": architecture.norm,
+        "original_architecture": architecture.hf_class,
+        "model_name": Path(location).name,
+        "tokenizer_name": location,
+        "init_weights": False,
+        "default_prepend_bos": prepend,
+        "dtype": first.dtype,
+        "device": str(first.device),
+        "n_devices": wish.n_devices,
+        "initializer_range": hf.initializer_range,
+    }
+    if fields["n_ctx"] > hf.max_position_embeddings:
+        raise ValueError(
+            f"n_ctx={wish.n_ctx} is more than the {hf.max_position_embeddings} learned positions of this model"
+        )
+    return HookedTransformerConfig(**fields)
+
+
+def find_tokenizer(tokenizer: Any, cfg: HookedTransformerConfig, kwargs: dict[str, Any]) -> PreTrainedTokenizerBase | None:
+    """A tokenizer from an object, a name, or the model's own place; None, with a warning, if that has none.
+
+    Raises:
+        ModelNotFoundError: if a tokenizer was asked for by a name that leads to none.
+    """
+    if tokenizer is not None and not isinstance(tokenizer, str):
+        return tokenizer
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs and name != "revision"}
+    name = model_names.resolve(tokenizer or cfg.tokenizer_name or "")
+    try:
+        return AutoTokenizer.from_pretrained(name, **hub)
+    except (OSError, ValueError, KeyError) as error:
+        if tokenizer is not None:
+            raise ModelNotFoundError(f"cannot load a tokenizer {tokenizer!r}. HuggingFace said: {error}") from error
+        logging.warning(
+            "no tokenizer at %r: the model takes tokens only. Pass tokenizer=, or call set_tokenizer() later.", name
+        )
+        return None

@@ -1,0 +1,447 @@
+"""`HookedTransformer`: TransformerLens' model class, on an unmodified HuggingFace model.
+
+A facade of short methods. What they delegate to: `loading` (getting the HF model), `inputs` (arguments to a request),
+`engine` (the run), `weights` and `basis` (the two views), `tokens` (text), `blocks` (the components).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, Union
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from . import loading
+from .activation_cache import ActivationCache
+from .blocks import Embed, Norm, PosEmbed, TransformerBlock, Unembed
+from .cache import TransformerLensKeyValueCache
+from .config import HookedTransformerConfig
+from .errors import DisabledPointError, UnsupportedModelError
+from .hook_points import HookPoint
+from .hooked_root_module import HookedRootModule
+from .inputs import Call, past_length, prepare, span_of
+from .interior import Interior, listening
+from .loading import DTYPE_FROM_STRING as DTYPE_FROM_STRING
+from .points import FLAG_SETTERS, point_of
+from .processing import Processing
+from .tokens import PaddingSide, TokenMethods
+from .utilities.defaults_utils import USE_DEFAULT_VALUE, LocallyOverridenDefaults
+from .utilities.devices import move_to_and_update_config
+from .utilities.lm_utils import lm_cross_entropy_loss
+from .weight_methods import WeightMethods
+
+SingleLoss = Float[torch.Tensor, ""]
+LossPerToken = Float[torch.Tensor, "batch pos-1"]
+Loss = Union[SingleLoss, LossPerToken]
+
+
+class Output(NamedTuple):
+    """What ``return_type="both"`` gives."""
+
+    logits: Float[torch.Tensor, "batch pos d_vocab"]
+    loss: Loss
+
+
+class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
+    """A HuggingFace language model with TransformerLens' hook points, weights and methods.
+
+    Made by `from_pretrained`. ``model.hf_model`` is the HuggingFace model itself, unchanged; it computes everything.
+    """
+
+    def __init__(
+        self,
+        cfg: HookedTransformerConfig | dict,
+        tokenizer: Any = None,
+        move_to_device: bool = True,
+        default_padding_side: PaddingSide = None,
+    ) -> None:
+        """Called by `from_pretrained` (a subclass passes these arguments on).
+
+        Raises:
+            UnsupportedModelError: when called by itself: there is no HF model then.
+        """
+        super().__init__()
+        if isinstance(cfg, str):
+            raise ValueError("pass a HookedTransformerConfig; to load a model by name use HookedTransformer.from_pretrained")
+        loaded = loading.being_built()
+        if loaded is None:
+            raise UnsupportedModelError(
+                "HookedTransformer runs a HuggingFace model: use HookedTransformer.from_pretrained(name), with a hub id, "
+                "a directory, or hf_model=..."
+            )
+        self.cfg = HookedTransformerConfig.unwrap(cfg)
+        self.tokenizer = None
+        self.dataset = None
+        self.interior = Interior.of(loaded.hf_model, loaded.architecture, self.cfg)
+        self.training = loaded.hf_model.training
+        if tokenizer is not None:
+            self.set_tokenizer(tokenizer, default_padding_side=default_padding_side)
+        elif default_padding_side is not None:
+            logging.warning("default_padding_side is ignored: the model has no tokenizer")
+        self.embed = Embed(self.interior, "embed")
+        self.hook_embed = HookPoint()
+        self.pos_embed = PosEmbed(self.interior, "pos_embed")
+        self.hook_pos_embed = HookPoint()
+        self.blocks = nn.ModuleList(TransformerBlock(self.interior, layer) for layer in range(self.cfg.n_layers))
+        self.ln_final = Norm(self.interior, "ln_final", loaded.architecture.ln_final)
+        self.unembed = Unembed(self.interior)
+        self.setup()
+
+    @property
+    def hf_model(self) -> Any:
+        """The HuggingFace model that does the computing."""
+        return self.interior.hf_model
+
+    # --- loading -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name: str,
+        fold_ln: bool = True,
+        center_writing_weights: bool = True,
+        center_unembed: bool = True,
+        refactor_factored_attn_matrices: bool = False,
+        checkpoint_index: int | None = None,
+        checkpoint_value: int | None = None,
+        checkpoint_label: int | None = None,
+        hf_model: Any = None,
+        device: str | torch.device | None = None,
+        n_devices: int = 1,
+        tokenizer: Any = None,
+        move_to_device: bool = True,
+        fold_value_biases: bool = True,
+        default_prepend_bos: bool | None = None,
+        default_padding_side: PaddingSide = None,
+        dtype: torch.dtype | str = "float32",
+        first_n_layers: int | None = None,
+        n_ctx: int | None = None,
+        **from_pretrained_kwargs: Any,
+    ) -> Any:
+        """Load a model and show it as TransformerLens' defaults process it.
+
+        Args:
+            model_name: a TransformerLens name or alias, any hub id, a local directory, or "toy" (bundled).
+            fold_ln, center_writing_weights, center_unembed, refactor_factored_attn_matrices, fold_value_biases:
+                the basis in which activations and weights are shown (`processing.py`); the model itself is not changed.
+            checkpoint_index, checkpoint_value, checkpoint_label: a training checkpoint by position in the list of
+                steps, or by step (the last two are the same), for models that published them.
+            hf_model: a loaded HuggingFace model, used as it is, with its dtype, device and attention implementation.
+            device: where to put the model; cuda if there is one.
+            n_devices: over how many GPUs to spread the layers (by accelerate); or pass ``device_map``.
+            tokenizer: an object, a name, or None for the model's own.
+            move_to_device: False leaves the loaded model on the CPU.
+            default_prepend_bos: whether text gets a BOS token by default; None for the family's default.
+            default_padding_side: "left" or "right"; None for the tokenizer's own.
+            dtype: a torch dtype or "float32", "fp32", "float16", "fp16", "bfloat16", "bf16".
+            first_n_layers: use the first layers only.
+            n_ctx: a shorter context than the model's.
+            from_pretrained_kwargs: for HuggingFace's ``from_pretrained`` (``revision``, ``cache_dir``, ``device_map``,
+                ``attn_implementation``, ...). Attention is eager by default; with another implementation, runs that
+                touch scores or pattern switch to eager for themselves.
+
+        Raises:
+            ModelNotFoundError: (an OSError) the name leads to no checkpoint.
+            UnsupportedModelError: (a ValueError) the architecture, or an option on it, is not supported.
+            UnknownArgumentError: (a TypeError) an argument that nothing would read.
+        """
+        if checkpoint_value is not None and checkpoint_label is not None:
+            raise ValueError("checkpoint_value and checkpoint_label are the same thing: give one of them")
+        if isinstance(dtype, str):
+            if dtype not in DTYPE_FROM_STRING:
+                raise KeyError(f"unknown dtype {dtype!r}: one of {', '.join(DTYPE_FROM_STRING)}, or a torch.dtype")
+            dtype = DTYPE_FROM_STRING[dtype]
+        wish = loading.Wish(
+            model_name,
+            hf_model=hf_model,
+            dtype=dtype,
+            device=device,
+            n_devices=n_devices,
+            move_to_device=move_to_device,
+            first_n_layers=first_n_layers,
+            n_ctx=n_ctx,
+            default_prepend_bos=default_prepend_bos,
+            checkpoint_index=checkpoint_index,
+            checkpoint_value=checkpoint_value if checkpoint_label is None else checkpoint_label,
+            kwargs=from_pretrained_kwargs,
+        )
+        loaded = loading.load(wish)
+        found = loading.find_tokenizer(tokenizer, loaded.cfg, from_pretrained_kwargs)
+        with loading.building(loaded):
+            model = cls(loaded.cfg, found, move_to_device=False, default_padding_side=default_padding_side)
+        model.set_processing(
+            Processing(
+                fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices
+            )
+        )
+        if hf_model is not None and device is not None and move_to_device:
+            model.to(device, print_details=False)
+        print(f"Loaded pretrained model {model_name} into HookedTransformer")
+        return model
+
+    @classmethod
+    def from_pretrained_no_processing(
+        cls,
+        model_name: str,
+        fold_ln: bool = False,
+        center_writing_weights: bool = False,
+        center_unembed: bool = False,
+        refactor_factored_attn_matrices: bool = False,
+        fold_value_biases: bool = False,
+        dtype: torch.dtype | str = torch.float32,
+        default_prepend_bos: bool | None = None,
+        default_padding_side: PaddingSide = None,
+        **from_pretrained_kwargs: Any,
+    ) -> Any:
+        """`from_pretrained` with every processing option off: activations and weights are HuggingFace's own."""
+        return cls.from_pretrained(
+            model_name,
+            fold_ln=fold_ln,
+            center_writing_weights=center_writing_weights,
+            center_unembed=center_unembed,
+            fold_value_biases=fold_value_biases,
+            refactor_factored_attn_matrices=refactor_factored_attn_matrices,
+            dtype=dtype,
+            default_prepend_bos=default_prepend_bos,
+            default_padding_side=default_padding_side,
+            **from_pretrained_kwargs,
+        )
+
+    # --- running -------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input: str | list[str] | Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_model"],
+        return_type: Literal["logits", "loss", "both"] | None = "logits",
+        loss_per_token: bool = False,
+        prepend_bos: bool | None = USE_DEFAULT_VALUE,
+        padding_side: PaddingSide = USE_DEFAULT_VALUE,
+        start_at_layer: int | None = None,
+        tokens: Int[Tensor, "batch pos"] | None = None,
+        shortformer_pos_embed: Float[Tensor, "batch pos d_model"] | None = None,
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        stop_at_layer: int | None = None,
+        past_kv_cache: TransformerLensKeyValueCache | None = None,
+    ) -> Any:
+        """Run the model.
+
+        Args:
+            input: a text, a list of texts, tokens ``[batch, pos]`` (or ``[pos]``), or with ``start_at_layer`` a residual
+                stream ``[batch, pos, d_model]``.
+            return_type: "logits" ``[batch, pos, d_vocab]``, "loss" (next-token cross entropy), "both" (an `Output`), or
+                None to run up to the final norm and return nothing.
+            loss_per_token: the loss as ``[batch, pos - 1]`` instead of its mean.
+            prepend_bos, padding_side: override the model's and the tokenizer's defaults for this call.
+            start_at_layer: run from this block on.
+            tokens: with ``start_at_layer``, the tokens that the loss is taken over.
+            shortformer_pos_embed: refused: no model here is a shortformer.
+            attention_mask: 1 for tokens to attend to, 0 for padding, ``[batch, pos]``.
+            stop_at_layer: run up to this block, not including it, and return the residual stream there; later layers do
+                not run. Negative numbers count from the end, as for ``start_at_layer``.
+            past_kv_cache: keys and values of earlier tokens; grows by this call's unless frozen.
+
+        Raises:
+            ValueError: for another ``return_type``.
+            AssertionError: a loss without tokens; see also `inputs.prepare`.
+        """
+        if return_type not in ("logits", "loss", "both", None):
+            raise ValueError(f"return_type must be 'logits', 'loss', 'both' or None, not {return_type!r}")
+        if shortformer_pos_embed is not None:
+            raise UnsupportedModelError("shortformer_pos_embed was given, but this model is no shortformer")
+        with LocallyOverridenDefaults(self, prepend_bos=prepend_bos, padding_side=padding_side):
+            span = span_of(self.cfg.n_layers, start_at_layer, stop_at_layer, return_type)
+            call = prepare(
+                self, self.interior.basis, input, span, prepend_bos, tokens, attention_mask, past_kv_cache
+            )
+            output = self.interior.engine.run(call.request, self._listeners())
+            call.finish(self.interior.basis)
+            return output if stop_at_layer is not None else self._returned(output, call, return_type, loss_per_token)
+
+    def _returned(self, logits: Any, call: Call, return_type: str | None, per_token: bool) -> Any:
+        if return_type is None or return_type == "logits":
+            return logits
+        if call.tokens is None:
+            raise AssertionError("the loss needs the tokens: pass tokens= when starting at a layer")
+        loss = self.loss_fn(logits, call.tokens, call.attention_mask, per_token=per_token)
+        return loss if return_type == "loss" else Output(logits, loss)
+
+    def loss_fn(
+        self,
+        logits: Float[Tensor, "batch pos d_vocab"],
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        per_token: bool = False,
+    ) -> Loss:
+        """Next-token cross entropy; positions that the mask excludes do not count."""
+        return lm_cross_entropy_loss(logits, tokens.to(logits.device), attention_mask, per_token)
+
+    def run_with_cache(  # type: ignore[override]
+        self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """(output, `ActivationCache`), or a plain dict of activations with ``return_cache_object=False``.
+
+        Arguments as for ``forward`` and `HookedRootModule.run_with_cache` (``names_filter``, ``pos_slice``, ...).
+        """
+        output, cache = super().run_with_cache(*model_args, remove_batch_dim=remove_batch_dim, **kwargs)
+        if not return_cache_object:
+            return output, cache
+        return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
+
+    # --- hook points ---------------------------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        """Name the modules and find the hook points, and modules that were put in a hook point's place."""
+        super().setup()
+        self._spliced = {
+            name: module
+            for name, module in self.mod_dict.items()
+            if point_of(name) is not None and not isinstance(module, HookPoint)
+        }
+
+    def _listeners(self) -> dict[str, nn.Module]:
+        found = listening(self.hook_dict)
+        for name in found:
+            self._check_flag(name)
+        return {name: point for name, point in found.items() if point_of(name)} | self._spliced
+
+    def _check_flag(self, name: str) -> None:
+        if not self._is_on(name):
+            flag = point_of(name).flag  # type: ignore[union-attr]
+            raise DisabledPointError(
+                f"{name!r} is off, so a hook there would never fire: call model.{FLAG_SETTERS[flag]}(True) first "  # type: ignore[index]
+                f"({flag})"
+            )
+
+    def _is_on(self, name: str) -> bool:
+        point = point_of(name)
+        return point is None or point.flag is None or bool(getattr(self.cfg, point.flag))
+
+    def check_hooks_to_add(
+        self,
+        hook_point: HookPoint,
+        hook_point_name: str,
+        hook: Any,
+        dir: Any = "fwd",
+        is_permanent: bool = False,
+        prepend: bool = False,
+    ) -> None:
+        """Refuse a hook on a point that its flag turns off.
+
+        Raises:
+            DisabledPointError: (a KeyError and an AssertionError) naming the setter to call.
+        """
+        self._check_flag(hook_point_name)
+
+    def set_use_attn_result(self, use_attn_result: bool) -> None:
+        """Turn ``attn.hook_result`` on or off: what each head adds to the residual stream."""
+        self.cfg.use_attn_result = use_attn_result
+
+    def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
+        """Turn ``hook_q_input``, ``hook_k_input`` and ``hook_v_input`` on or off: each head's own copy of the stream."""
+        self.cfg.use_split_qkv_input = use_split_qkv_input
+
+    def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
+        """Turn ``hook_mlp_in`` on or off: the copy of the stream that only the MLP reads."""
+        if self.cfg.attn_only:
+            raise AssertionError("an attention-only model has no MLP, so no hook_mlp_in")
+        self.cfg.use_hook_mlp_in = use_hook_mlp_in
+
+    def set_use_attn_in(self, use_attn_in: bool) -> None:
+        """Turn ``hook_attn_in`` on or off: the copy of the stream that each head reads for q, k and v alike."""
+        if self.cfg.n_key_value_heads is not None:
+            raise AssertionError("hook_attn_in has no meaning with grouped-query attention; use_split_qkv_input has")
+        self.cfg.use_attn_in = use_attn_in
+
+    def set_ungroup_grouped_query_attention(self, ungroup_grouped_query_attention: bool) -> None:
+        """Show keys and values once per query head in models with grouped-query attention."""
+        self.cfg.ungroup_grouped_query_attention = ungroup_grouped_query_attention
+
+    # --- the HF model's own parameters, mode and place ------------------------------------------------------------------
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """The HF model's parameters, under HF's names: what an optimiser trains. `state_dict` has TransformerLens'."""
+        return self.hf_model.named_parameters(prefix, recurse, remove_duplicate)
+
+    def train(self, mode: bool = True) -> Any:
+        """Set training mode, on the HF model too (its dropout is HF's)."""
+        super().train(mode)
+        self.hf_model.train(mode)
+        return self
+
+    def to(self, device_or_dtype: Any, print_details: bool = True) -> Any:  # type: ignore[override]
+        """Move or cast the HF model, and note it in ``cfg``."""
+        return move_to_and_update_config(self, device_or_dtype, print_details)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # .cuda(), .half() and the like arrive here.
+        self.hf_model._apply(fn)
+        first = next(self.hf_model.parameters())
+        self.cfg.device, self.cfg.dtype = str(first.device), first.dtype
+        return self
+
+    def cuda(self, device: Any = None) -> Any:
+        """Move to a GPU."""
+        return self.to(torch.device("cuda", device) if isinstance(device, int) else device or "cuda")
+
+    def cpu(self) -> Any:
+        """Move to the CPU."""
+        return self.to("cpu")
+
+    def mps(self) -> Any:
+        """Move to Apple's GPU."""
+        return self.to("mps")
+
+    def move_model_modules_to_device(self) -> None:
+        """Move the HF model to ``cfg.device``, unless accelerate has spread it over devices."""
+        if not getattr(self.hf_model, "hf_device_map", None):
+            self.hf_model.to(self.cfg.device)
+
+    # --- pieces of the forward pass, as TransformerLens names them ----------------------------------------------------
+
+    def get_pos_offset(self, past_kv_cache: TransformerLensKeyValueCache | None, batch_size: int) -> int:
+        """How many tokens the key-value cache holds already."""
+        return past_length(past_kv_cache, batch_size, self.cfg)
+
+    def input_to_embed(
+        self,
+        input: str | list[str] | Int[Tensor, "batch pos"],
+        prepend_bos: bool | None = USE_DEFAULT_VALUE,
+        padding_side: PaddingSide = USE_DEFAULT_VALUE,
+        attention_mask: Tensor | None = None,
+        past_kv_cache: TransformerLensKeyValueCache | None = None,
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Int[Tensor, "batch pos"], None, Tensor | None]:
+        """(residual stream before block 0, tokens, None, attention mask in force or None) for an input.
+
+        The third entry is TransformerLens' positional embedding of shortformer models.
+        """
+        with LocallyOverridenDefaults(self, prepend_bos=prepend_bos, padding_side=padding_side):
+            offset = 0 if past_kv_cache is None else past_kv_cache[0].past_keys.shape[1]
+            span = span_of(self.cfg.n_layers, None, None, "logits")
+            call = prepare(self, self.interior.basis, input, span, prepend_bos, None, attention_mask, past_kv_cache)
+            assert call.tokens is not None
+            embed = self.hook_embed(self.embed(call.tokens))
+            residual = self.get_residual(
+                embed, offset, prepend_bos, call.attention_mask, call.tokens, return_shortformer_pos_embed=False
+            )
+            return residual, call.tokens, None, call.attention_mask
+
+    def get_residual(
+        self,
+        embed: Float[Tensor, "batch pos d_model"],
+        pos_offset: int,
+        prepend_bos: bool | None = USE_DEFAULT_VALUE,
+        attention_mask: Tensor | None = None,
+        tokens: Int[Tensor, "batch pos"] | None = None,
+        return_shortformer_pos_embed: bool = True,
+        device: str | torch.device | None = None,
+    ) -> Any:
+        """Token embeddings with the positional embeddings added; with None for shortformer's, unless told otherwise."""
+        if tokens is None:
+            tokens = torch.ones(embed.shape[:2], dtype=torch.long, device=device or embed.device)
+        residual = embed + self.hook_pos_embed(self.pos_embed(tokens, pos_offset, attention_mask))
+        return (residual, None) if return_shortformer_pos_embed else residual

@@ -1,0 +1,98 @@
+"""Which hook points exist, and what does each one mean?
+
+One row of data per TransformerLens 3.9.0 name. Everything that needs to know about a point (the components that carry it,
+the engine that serves it, error messages, docs and tests) reads this table; nothing else lists hook names.
+
+Rows stand in the order in which TransformerLens fires them. ``{l}`` is a layer. Symbols of the equations: ``x`` is the
+residual stream, ``n`` its normalised form, and a weight stands for its TransformerLens view in the active basis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RESID = "batch pos d_model"
+PER_HEAD = "batch pos head d_model"
+HEADS = "batch pos head d_head"
+SQUARE = "batch head query_pos key_pos"
+NEURONS = "batch pos d_mlp"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One hook point: its name (with ``{l}`` for a layer), shape, meaning, and the config flag that turns it on."""
+
+    name: str
+    shape: str
+    meaning: str
+    flag: str | None = None
+
+    @property
+    def in_layer(self) -> bool:
+        """Whether there is one such point in every layer."""
+        return "{l}" in self.name
+
+
+#: flag -> the setter that turns it on, for messages.
+FLAG_SETTERS = {
+    "use_attn_result": "set_use_attn_result",
+    "use_split_qkv_input": "set_use_split_qkv_input",
+    "use_attn_in": "set_use_attn_in",
+    "use_hook_mlp_in": "set_use_hook_mlp_in",
+}
+
+POINTS: tuple[Point, ...] = (
+    Point("hook_embed", RESID, "W_E[tokens]"),
+    Point("hook_pos_embed", RESID, "W_pos[positions]"),
+    Point("blocks.{l}.hook_resid_pre", RESID, "x entering the block"),
+    Point("blocks.{l}.hook_attn_in", PER_HEAD, "x, one copy per head", "use_attn_in"),
+    Point("blocks.{l}.hook_q_input", PER_HEAD, "x, one copy per query head", "use_split_qkv_input"),
+    Point("blocks.{l}.hook_k_input", PER_HEAD, "x, one copy per key head", "use_split_qkv_input"),
+    Point("blocks.{l}.hook_v_input", PER_HEAD, "x, one copy per value head", "use_split_qkv_input"),
+    Point("blocks.{l}.ln1.hook_scale", "batch pos 1", "sqrt(mean((x - mean x)^2) + eps); fires for q, k and v"),
+    Point("blocks.{l}.ln1.hook_normalized", RESID, "(x - mean x) / scale; fires for q, k and v"),
+    Point("blocks.{l}.attn.hook_q", HEADS, "n @ W_Q + b_Q"),
+    Point("blocks.{l}.attn.hook_k", HEADS, "n @ W_K + b_K"),
+    Point("blocks.{l}.attn.hook_v", HEADS, "n @ W_V + b_V"),
+    Point("blocks.{l}.attn.hook_attn_scores", SQUARE, "q . k / attn_scale, masked entries -inf"),
+    Point("blocks.{l}.attn.hook_pattern", SQUARE, "softmax(attn_scores) over key_pos"),
+    Point("blocks.{l}.attn.hook_z", HEADS, "pattern @ v"),
+    Point("blocks.{l}.attn.hook_result", PER_HEAD, "z @ W_O, by head", "use_attn_result"),
+    Point("blocks.{l}.hook_attn_out", RESID, "sum over heads of z @ W_O, + b_O"),
+    Point("blocks.{l}.hook_resid_mid", RESID, "resid_pre + attn_out"),
+    Point("blocks.{l}.hook_mlp_in", RESID, "a copy of resid_mid that only the MLP sees", "use_hook_mlp_in"),
+    Point("blocks.{l}.ln2.hook_scale", "batch pos 1", "sqrt(mean((x - mean x)^2) + eps)"),
+    Point("blocks.{l}.ln2.hook_normalized", RESID, "(x - mean x) / scale"),
+    Point("blocks.{l}.mlp.hook_pre", NEURONS, "n @ W_in + b_in"),
+    Point("blocks.{l}.mlp.hook_post", NEURONS, "act_fn(pre)"),
+    Point("blocks.{l}.hook_mlp_out", RESID, "post @ W_out + b_out"),
+    Point("blocks.{l}.hook_resid_post", RESID, "resid_mid + mlp_out"),
+    Point("ln_final.hook_scale", "batch pos 1", "sqrt(mean((x - mean x)^2) + eps)"),
+    Point("ln_final.hook_normalized", RESID, "(x - mean x) / scale"),
+    Point("unembed.hook_in", RESID, "what the unembedding reads: ln_final's output"),
+    Point("unembed.hook_out", "batch pos d_vocab", "logits = in @ W_U + b_U"),
+)
+
+#: template -> row.
+BY_NAME = {point.name: point for point in POINTS}
+
+
+def template(name: str) -> str:
+    """The table's name of a point: ``blocks.3.hook_resid_pre`` -> ``blocks.{l}.hook_resid_pre``."""
+    parts = name.split(".")
+    if len(parts) > 1 and parts[0] == "blocks" and parts[1].isdigit():
+        parts[1] = "{l}"
+    return ".".join(parts)
+
+
+def point_of(name: str) -> Point | None:
+    """The row that describes ``name``, or None when the table has no such point."""
+    return BY_NAME.get(template(name))
+
+
+def names(n_layers: int) -> list[str]:
+    """Every point of a model with ``n_layers`` layers, in firing order."""
+    before = [p.name for p in POINTS[:2]]
+    block = [p.name for p in POINTS if p.in_layer]
+    after = [p.name for p in POINTS[2:] if not p.in_layer]
+    return before + [name.format(l=layer) for layer in range(n_layers) for name in block] + after

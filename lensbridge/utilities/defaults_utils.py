@@ -1,0 +1,74 @@
+"""What does an argument mean that was left at its default, and how is a default changed for one call?
+
+``prepend_bos`` and ``padding_side`` default to :data:`USE_DEFAULT_VALUE`: whatever the model says. Code below the call
+reads only the model, so for the length of the call the caller's value is put there.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from .attribute_utils import get_nested_attr, set_nested_attr
+
+#: Stands for "not given: take what the model says". It is None, as in TransformerLens, so None can be passed too.
+USE_DEFAULT_VALUE = None
+
+
+def override_or_use_default_value(default_flag: Any, override: Any | None = None) -> Any:
+    """``override``, or ``default_flag`` where the override is None."""
+    return default_flag if override is USE_DEFAULT_VALUE else override
+
+
+class _Default(NamedTuple):
+    """Where a default lives below the model, and what it may be set to."""
+
+    path: str
+    valid_values: tuple[Any, ...]
+
+
+_DEFAULTS = {
+    "prepend_bos": _Default("cfg.default_prepend_bos", (USE_DEFAULT_VALUE, True, False)),
+    "padding_side": _Default("tokenizer.padding_side", (USE_DEFAULT_VALUE, "left", "right")),
+}
+
+
+class LocallyOverridenDefaults:
+    """Within the ``with`` block, ``model`` has these defaults; afterwards, also after an exception, its own again.
+
+    Overrides are ``prepend_bos`` (``model.cfg.default_prepend_bos``) and ``padding_side``
+    (``model.tokenizer.padding_side``; nothing to do for a model without tokenizer). None keeps the model's value. The
+    values are checked before the first one is set, so a refused one leaves the model as it was.
+
+    Raises:
+        AssertionError: an override has another name, or a value that this default cannot have.
+    """
+
+    def __init__(self, model: Any, **overrides: Any) -> None:
+        self.model = model
+        self.overrides = overrides
+        self.values_with_defaults = dict(_DEFAULTS)
+        unknown = sorted(overrides.keys() - _DEFAULTS.keys())
+        if unknown:
+            raise AssertionError(f"{', '.join(unknown)} cannot be overridden; {', '.join(_DEFAULTS)} can.")
+        if model.tokenizer is None:
+            del self.values_with_defaults["padding_side"]
+        self._before: dict[str, Any] = {}
+
+    def __enter__(self) -> None:
+        wanted = {name: value for name, value in self.overrides.items() if name in self.values_with_defaults}
+        for name, value in wanted.items():
+            valid = self.values_with_defaults[name].valid_values
+            if value not in valid:
+                raise AssertionError(f"{name} must be one of {list(valid)}, but got {value!r}.")
+        for name, value in wanted.items():
+            path = self.values_with_defaults[name].path
+            self._before[path] = get_nested_attr(self.model, path)
+            set_nested_attr(self.model, path, override_or_use_default_value(self._before[path], value))
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        while self._before:
+            path, value = self._before.popitem()
+            set_nested_attr(self.model, path, value)
