@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .processing import ATTENTION_READERS, Processing, fold_norm_into
+from .processing import ATTENTION_READERS, Processing, center, fold_norm_into
 from .weights import WeightViews
 
 
@@ -32,7 +32,16 @@ class HeadMaps:
     v: Tensor
 
     def inverse(self) -> HeadMaps:
-        return HeadMaps(torch.linalg.inv(self.q), torch.linalg.inv(self.k), torch.linalg.inv(self.v))
+        """The maps back; a direction in which a head writes nothing (its circuit has less rank) stays zero."""
+        return HeadMaps(_pseudo_inverse(self.q), _pseudo_inverse(self.k), _pseudo_inverse(self.v))
+
+    def to(self, dtype: torch.dtype) -> HeadMaps:
+        return HeadMaps(self.q.to(dtype), self.k.to(dtype), self.v.to(dtype))
+
+
+def _pseudo_inverse(matrices: Tensor) -> Tensor:
+    """The inverse, without the directions that are zero up to the rounding of the float32 weights they were made from."""
+    return torch.linalg.pinv(matrices, rtol=matrices.shape[-1] * torch.finfo(torch.float32).eps)
 
 
 class Basis:
@@ -40,7 +49,7 @@ class Basis:
 
     def __init__(self, weights: WeightViews) -> None:
         self.weights = weights
-        self._maps: dict[int, tuple[int, HeadMaps, HeadMaps]] = {}
+        self._maps: dict[int, tuple[dict[str, Tensor], HeadMaps, HeadMaps]] = {}
 
     @property
     def processing(self) -> Processing:
@@ -75,10 +84,10 @@ class Basis:
             return None
         new = self.weights.branch("attn", layer)
         kept = self._maps.get(layer)
-        if kept is None or kept[0] != id(new):
+        if kept is None or kept[0] is not new:
             with torch.no_grad():
-                maps = self._refactoring_maps(layer, new)
-                kept = (id(new), maps, maps.inverse())
+                maps, dtype = self._refactoring_maps(layer, new), new["W_K"].dtype
+                kept = (new, maps.to(dtype), maps.inverse().to(dtype))
             self._maps[layer] = kept
         return kept[1], kept[2]
 
@@ -86,16 +95,17 @@ class Basis:
         old = {name: w.detach() for name, w in self.weights.raw_branch("attn", layer).items()}
         if self.processing.fold_ln:
             old = fold_norm_into(old, ATTENTION_READERS)
+        if self.processing.center_writing_weights:
+            old = center(old, ("W_O",))
         # W_Q' = M V / sqrt(S) with M = W_Q W_K^T, so q' = q (W_K^T W_K' / S) where the columns of W_K' have norm sqrt(S).
         key_old = torch.cat([old["W_K"], old["b_K"][:, None]], dim=1).double()
         key_new = torch.cat([new["W_K"], new["b_K"][:, None]], dim=1).double()
         singular = (key_new * key_new).sum(1, keepdim=True)
         query = key_old.transpose(-1, -2) @ key_new / singular
         # k' . q' = k . q for every q; W_V' = W_V W_O W_O'^T since the rows of W_O' are orthonormal.
-        key = torch.linalg.inv(query).transpose(-1, -2)
+        key = _pseudo_inverse(query).transpose(-1, -2)
         value = old["W_O"].double() @ new["W_O"].double().transpose(-1, -2)
-        dtype = new["W_K"].dtype
-        return HeadMaps(query.to(dtype), key.to(dtype), value.to(dtype))
+        return HeadMaps(query, key, value)
 
     # --- norms -----------------------------------------------------------------------------------------------------------
 

@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (LensbridgeError, OSError) as error:
         if args.debug:
             raise
-        Console(stderr=True).print(f"lensbridge {args.command}: {error}", style="red", markup=False, highlight=False)
+        Console(stderr=True).print(
+            f"lensbridge {args.command}: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -178,10 +178,12 @@ class HookPoint(nn.Module):
     def _forward_watching_gradient(self, x: Tensor) -> Tensor:
         """Run the forward hooks between two identities, so that backward hooks see the output's gradient and set the input's."""
         replacement: list[Tensor] = []
+        # The graph keeps them: they are called even if they are removed before the backward pass, as PyTorch's own are.
+        hooks = self._live(self.bwd_hooks)
 
         def at_output(gradient: Tensor) -> None:
             replacement.clear()
-            for hook in self._live(self.bwd_hooks):
+            for hook in hooks:
                 result = hook(gradient, hook=self)
                 if result is not None:
                     replacement[:] = [result[0] if isinstance(result, tuple) else result]

@@ -201,8 +201,6 @@ class TokenMethods:
             AssertionError: if the token does not occur, or there are several rows of tokens.
             ValueError: for another mode.
         """
-        if mode not in ("first", "last"):
-            raise ValueError(f"mode must be 'first' or 'last', not {mode!r}")
         tokens = self.to_tokens(input, prepend_bos, padding_side) if isinstance(input, str) else input
         if tokens.dim() == 2:
             if tokens.shape[0] != 1:
@@ -212,6 +210,8 @@ class TokenMethods:
         positions = (tokens == wanted).nonzero().flatten()
         if not len(positions):
             raise AssertionError(f"the token {single_token!r} does not occur in the input")
+        if mode not in ("first", "last"):
+            raise ValueError(f"mode must be 'first' or 'last', not {mode!r}")
         return int(positions[0 if mode == "first" else -1])
 
     def tokens_to_residual_directions(self, tokens: Any) -> Float[Tensor, "*batch d_model"]:

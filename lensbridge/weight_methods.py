@@ -115,7 +115,10 @@ class WeightMethods:
 
         Raises:
             AssertionError: ``mlp_input`` for a layer that does not exist.
+            IndexError: for a layer beyond n_layers.
         """
+        if layer > self.cfg.n_layers:
+            raise IndexError(f"layer {layer} is out of range: this model has {self.cfg.n_layers} layers")
         if mlp_input and layer >= self.cfg.n_layers:
             raise AssertionError(f"there is no MLP in layer {layer}: this model has {self.cfg.n_layers} layers")
         attention = self.b_O[: layer + int(mlp_input)].sum(0)

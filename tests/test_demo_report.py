@@ -161,7 +161,7 @@ def test_ioi_words_of_a_model_with_the_circuit() -> None:
     assert "98%" in words.headline and "L1H1 (+3.20)" in words.headline
     assert "the answer follows who is named twice" in text
     assert re.search(r"Name movers.*: L1H1 \(0\.80\)", text)
-    assert "Heads that write against it: L1H0 (-0.60)" in text
+    assert "Heads that write as much against it: L1H0 (-0.60)" in text
     assert "1_attn_out adds most (+2.60)" in text
     assert "approximate" not in text
 
@@ -184,7 +184,7 @@ def test_ioi_words_admit_an_inexact_decomposition_and_missing_roles() -> None:
     text = " ".join(ioi_words(result).sentences)
     assert "the decomposition is only approximate" in text
     assert "None of them attends" in text
-    assert "No head writes against it" in text
+    assert "No head writes 0.30 nats or more against it" in text
     assert "does not follow who is named twice" in text
 
 

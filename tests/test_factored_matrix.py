@@ -130,6 +130,7 @@ def test_indices_that_do_not_fit(index: Any, error: type[Exception]) -> None:
 
 
 def test_iteration_ends() -> None:
+    matrix: Any
     matrix, product = make(((3, 6, 2), (3, 2, 6)))
     assert len(list(matrix)) == 3
     close(torch.stack([part.AB for part in matrix]), product)

@@ -42,6 +42,7 @@ from lensbridge.utilities import (
     repeat_along_head_dimension,
     sample_logits,
     temporarily_swap_parameter,
+    test_prompt,
     to_numpy,
     tokenize_and_concatenate,
 )
@@ -333,3 +334,39 @@ def test_small_things(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 3 * 2**29)
     print_gpu_mem("step")
     assert capsys.readouterr().out == "step ~ 1.5 GiB allocated on GPU.\n"
+
+
+class Speller:
+    """A model that reads characters and always prefers those late in the alphabet."""
+
+    def to_tokens(self, text: str, prepend_bos: bool | None = None) -> torch.Tensor:
+        return torch.tensor([[0] * (prepend_bos is not False) + [ord(char) for char in text]])
+
+    def to_str_tokens(self, text: str, prepend_bos: bool | None = None) -> list[str]:
+        return ["<s>"] * (prepend_bos is not False) + [f"[/{char}]" for char in text]
+
+    def to_string(self, token: torch.Tensor) -> str:
+        return chr(int(token))
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.arange(128.0).expand(*tokens.shape, 128)
+
+
+def test_a_prompt_is_judged_whatever_its_tokens_look_like(capsys: pytest.CaptureFixture[str]) -> None:
+    test_prompt("What", ["a", "z"], Speller(), prepend_space_to_answer=False, top_k=200)
+    printed = capsys.readouterr().out
+    assert "Rank: 30" in printed and "Rank: 5" in printed
+    assert "Token: |[/a]|" in printed
+    assert printed.count("th token.") == 128
+    test_prompt("What", "abc", Speller(), print_details=False)
+    assert "Top" not in (printed := capsys.readouterr().out)
+    assert "95" in printed and "30" in printed and "29" in printed and "28" in printed
+
+
+def test_every_pair_has_a_score() -> None:
+    left, right = (FactoredMatrix(torch.randn(2, 3, 6, 2), torch.randn(2, 3, 2, 6)) for _ in range(2))
+    scores = composition_scores(left, right)
+    assert scores.shape == (2, 3, 2, 3)
+    torch.testing.assert_close(scores[1, 2, 0, 1], composition_scores(left[1, 2], right[0, 1]))
+    together = composition_scores(left, right, broadcast_dims=False)
+    torch.testing.assert_close(together[1, 2], scores[1, 2, 1, 2])

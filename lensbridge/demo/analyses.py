@@ -18,6 +18,7 @@ from lensbridge.demo.induction import InductionResult, run_induction
 from lensbridge.demo.ioi import IoiResult, run_ioi
 from lensbridge.demo.layout import PromptGroup, group_prompts, single_token_names
 from lensbridge.demo.patching_sweep import SweepResult, run_sweep
+from lensbridge.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from lensbridge.model import HookedTransformer
@@ -77,7 +78,7 @@ def run_demo(
     """Run the analyses that ``model`` can take. ``quick`` measures on fewer inputs; ``progress`` shows bars.
 
     Raises:
-        ValueError: if the model's context is too short to hold anything twice.
+        UnsupportedModelError: if the model's context is too short to hold anything twice.
     """
     size = QUICK if quick else FULL
     began = time.monotonic()
@@ -113,7 +114,7 @@ def random_rows(model: HookedTransformer, size: Size, seed: int) -> tuple[Int[to
         bos = tokenizer.bos_token_id if model.cfg.default_prepend_bos else None
     period = min(size.period, (model.cfg.n_ctx - (bos is not None)) // 2)
     if period < 2:
-        raise ValueError(
+        raise UnsupportedModelError(
             f"The demo needs a context of at least 5 tokens to hold a sequence twice; this model has "
             f"n_ctx={model.cfg.n_ctx}."
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
 
 DEFAULT_PAGE = Path("lensbridge-demo.html")
 
@@ -55,6 +56,9 @@ def run(args: argparse.Namespace) -> int:
         # Found out before the minutes that the analyses may take.
         if not path.absolute().parent.is_dir():
             raise FileNotFoundError(f"Cannot write {path}: there is no directory {path.absolute().parent}.")
+    if args.no_progress:
+        # The bar that transformers shows while it reads weights.
+        disable_progress_bar()
     model = HookedTransformer.from_pretrained(args.model, device=args.device)
     result = run_demo(model, args.model, seed=args.seed, quick=args.quick, progress=not args.no_progress)
     print_report(result, console)

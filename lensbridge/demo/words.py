@@ -192,17 +192,19 @@ def _swapped(result: IoiResult) -> str:
 
 def _attribution(result: IoiResult) -> list[str]:
     table = result.head_attribution
-    share = NAMED * abs(result.logit_difference)
+    # Of a difference of next to nothing every head writes a large part.
+    share = NAMED * max(1.0, abs(result.logit_difference))
     towards = [head for head in result.writers if score_of(table, head) >= share]
     against = [head for head in result.opponents if score_of(table, head) <= -share]
     largest = int(result.component_attribution.argmax())
     return [
-        f"Heads that write most towards it, directly: {listed(table, towards, signs=True)}. {_movers(result, towards)}"
+        f"Heads that directly write {plain(share)} nats or more towards it: {listed(table, towards, signs=True)}. "
+        f"{_movers(result, towards)}"
         if towards
-        else f"No head directly writes {percent(NAMED)} of the difference or more towards it.",
-        f"Heads that write against it: {listed(table, against, signs=True)}."
+        else f"No head directly writes {plain(share)} nats or more towards it.",
+        f"Heads that write as much against it: {listed(table, against, signs=True)}."
         if against
-        else f"No head writes against it by {percent(NAMED)} of the difference or more.",
+        else f"No head writes {plain(share)} nats or more against it.",
         f"Of the layers' outputs {result.component_labels[largest]} adds most "
         f"({signed(float(result.component_attribution[largest]))}). All parts add up to {signed(result.explained)}; "
         f"{_exactness(result)}.",

@@ -7,6 +7,8 @@ between families, so it is measured, once per model, by a run on two tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,23 +24,59 @@ Side = Literal["input", "output"]
 
 
 class View:
-    """nnsight's view of a HF model, with its parts by path."""
+    """nnsight's view of a HF model, with its parts by path.
+
+    nnsight puts a handle on every module, in place of its ``forward``. It is there during a run only, so that at any other
+    moment the HF model is just what it was.
+    """
 
     def __init__(self, hf_model: nn.Module, attention_paths: list[str]) -> None:
-        # The bare wrapper runs on exactly the arguments given; the tokenizing ones rebuild them on every run.
-        self.nnsight = NNsight(hf_model)
         #: path of an attention -> what the call and the softmax inside it are named in its source.
         self.softmax_names: dict[str, tuple[str, str]] = {}
         self._parts: dict[str, Any] = {}
+        before = [(module, _handle(module)) for module in hf_model.modules()]
+        # The bare wrapper runs on exactly the arguments given; the tokenizing ones rebuild them on every run.
+        self.nnsight = NNsight(hf_model)
         for path in attention_paths:
             # nnsight has to be asked to see inside a forward before a run, not during one.
             _ = self[path].source
+        self._handles = [(module.__dict__, _handle(module)) for module, _ in before]
+        for module, handle in before:
+            _put(module.__dict__, handle)
 
     def __getitem__(self, path: str) -> Any:
         part = self._parts.get(path)
         if part is None:
             part = self._parts[path] = self.nnsight.get(path)
         return part
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """The time of a run: nnsight's handles are on the modules."""
+        before = [(attributes, tuple(attributes.get(key) for key in _HANDLE)) for attributes, _ in self._handles]
+        for attributes, handle in self._handles:
+            _put(attributes, handle)
+        try:
+            yield
+        finally:
+            for attributes, handle in before:
+                _put(attributes, handle)
+
+
+#: What nnsight sets on a module: the function it puts in front of the module's own, and its state.
+_HANDLE = ("forward", "__nnsight__")
+
+
+def _handle(module: nn.Module) -> tuple[Any, ...]:
+    return tuple(module.__dict__.get(key) for key in _HANDLE)
+
+
+def _put(attributes: dict[str, Any], handle: tuple[Any, ...]) -> None:
+    for key, value in zip(_HANDLE, handle, strict=True):
+        if value is None:
+            attributes.pop(key, None)
+        else:
+            attributes[key] = value
 
 
 @dataclass(frozen=True)

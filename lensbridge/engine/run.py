@@ -160,7 +160,8 @@ class Engine:
         if depth == len(self._views):
             self._views.append(View(self.hf_model, self._attention_paths()))
         view = self._views[depth]
-        with self.undisturbed():
+        # Handles of a run inside another's hook lie on the outer run's.
+        with self.undisturbed(), view.installed():
             self._running.append(view)
             try:
                 yield view

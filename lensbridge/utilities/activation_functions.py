@@ -58,17 +58,17 @@ def _xielu(
     alpha_p: float | torch.Tensor,
     alpha_n: float | torch.Tensor,
     beta: float | torch.Tensor,
-    eps: torch.Tensor,
+    eps: float | torch.Tensor,
 ) -> torch.Tensor:
     """A parabola for positive inputs and a line minus an exponential for the others, both of slope beta at 0."""
     # Keeping expm1's argument below zero keeps its gradient finite on the branch that is not taken.
-    curve = torch.where(input > 0, alpha_p * input * input, alpha_n * (torch.expm1(torch.minimum(input, eps)) - input))
+    curve = torch.where(input > 0, alpha_p * input * input, alpha_n * (torch.expm1(input.clamp(max=eps)) - input))
     return curve + beta * input
 
 
 def xielu(input: Float[torch.Tensor, "batch pos d_mlp"]) -> Float[torch.Tensor, "batch pos d_mlp"]:
     """xIELU (https://arxiv.org/abs/2411.13010) with fixed parameters: both alphas 0.8, beta 0.5."""
-    return _xielu(input, 0.8, 0.8, 0.5, torch.tensor(-1e-6))
+    return _xielu(input, 0.8, 0.8, 0.5, -1e-6)
 
 
 class XIELU(nn.Module):

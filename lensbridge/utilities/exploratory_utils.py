@@ -44,6 +44,7 @@ def test_prompt(
     default. A rank is the number of tokens with a higher logit.
     """
     from rich import print as rich_print
+    from rich.markup import escape
 
     answers = [answer] if isinstance(answer, str) else list(answer)
     several = len(answers) > 1
@@ -70,7 +71,8 @@ def test_prompt(
         if print_details:
             targets = list(zip(answer_tokens[:, step].tolist(), texts, places, strict=True))
             _print_step(model, here, targets, top_k)
-    rich_print(f"[b]Ranks of the answer tokens:[/b] {ranks if several else [rank for (rank,) in ranks]}")
+    shown = ranks if several else [rank for (rank,) in ranks]
+    rich_print(f"[b]Ranks of the answer tokens:[/b] {escape(str(shown))}")
 
 
 # The name begins with "test_", so pytest would collect it wherever it is imported.

@@ -1,0 +1,142 @@
+"""How are the measurements shown: a table on screen, markdown, JSON, and a plot as SVG?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Rows = list[list[str]]
+
+
+def ratio_rows(result: dict[str, Any]) -> tuple[list[str], Rows]:
+    """Median (and minimum) of the ratios to a plain HuggingFace forward, per task and contender."""
+    names = result["contenders"]
+    rows = []
+    for task, by_name in result["ratios"].items():
+        cells = [
+            f"{by_name[name]['median']:.2f} ({by_name[name]['min']:.2f})" if name in by_name else "-" for name in names
+        ]
+        rows.append([task, *cells])
+    return ["median (min)", *names], rows
+
+
+def loading_rows(result: dict[str, Any]) -> tuple[list[str], Rows]:
+    header = ["loading", "import, s", "load, s", "load / HF", "peak, MiB", "peak over imports / HF"]
+    measured = result["loading"]
+    base = measured.get("HuggingFace", {})
+    rows = []
+    for name, values in measured.items():
+        if "error" in values:
+            rows.append([name, values["error"], "", "", "", ""])
+            continue
+        grown, base_grown = (entry["peak_mib"] - entry["before_mib"] for entry in (values, base))
+        rows.append(
+            [
+                name,
+                f"{values['import_s']:.2f}",
+                f"{values['load_s']:.2f}",
+                f"{values['load_s'] / base['load_s']:.2f}",
+                f"{values['peak_mib']:.0f}",
+                f"{grown / base_grown:.2f}",
+            ]
+        )
+    return header, rows
+
+
+def title(result: dict[str, Any]) -> str:
+    return (
+        f"GPT-2 {result['size']} shape, batch 1 x {result['prompt_length']} tokens, {result['rounds']} rounds, "
+        f"{result['threads']} thread(s); plain HF forward {result['hf_forward_ms']:.2f} ms"
+    )
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print both tables."""
+    console = Console()
+    for heading, (header, rows) in (
+        (title(result), ratio_rows(result)),
+        ("each in a process of its own", loading_rows(result)),
+    ):
+        if not rows:
+            continue
+        table = Table(title=heading)
+        for index, column in enumerate(header):
+            table.add_column(column, justify="right" if index else "left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    for name, reason in result["missing"].items():
+        console.print(f"not measured: {name}: {reason}")
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Both tables as markdown."""
+    parts = [f"### {title(result)}", ""]
+    for header, rows in (ratio_rows(result), loading_rows(result)):
+        if rows:
+            parts += ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+            parts += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+    parts += [f"Not measured: {name}: {reason}" for name, reason in result["missing"].items()]
+    parts.append(f"Versions: {', '.join(f'{name} {version}' for name, version in result['versions'].items())}.")
+    return "\n".join(parts) + "\n"
+
+
+COLOURS = ["#888888", "#0b6e4f", "#6fb98f", "#b5523b", "#e0a458"]
+
+
+def bars(result: dict[str, Any]) -> list[tuple[str, list[tuple[str, float, str]]]]:
+    """Groups of (contender, median ratio, colour), one group per task."""
+    names = result["contenders"]
+    return [
+        (task, [(name, by_name[name]["median"], COLOURS[names.index(name) % 5]) for name in names if name in by_name])
+        for task, by_name in result["ratios"].items()
+    ]
+
+
+def svg(result: dict[str, Any]) -> str:
+    """Horizontal bars, one group per task; the line marks one plain HuggingFace forward."""
+    groups = bars(result)
+    left, right, bar, gap = 230, 620, 13, 16
+    longest = max(value for _, group in groups for _, value, _ in group)
+    scale: Callable[[float], float] = lambda value: value / longest * (right - 60)  # noqa: E731
+    parts: list[str] = []
+    y = 58
+    for task, group in groups:
+        parts.append(f'<text x="{left - 8}" y="{y + len(group) * bar / 2 + 4}" text-anchor="end">{escape(task)}</text>')
+        for _, value, colour in group:
+            parts.append(f'<rect x="{left}" y="{y}" width="{scale(value):.1f}" height="{bar - 2}" fill="{colour}"/>')
+            parts.append(f'<text x="{left + scale(value) + 4:.1f}" y="{y + bar - 4}" font-size="10">{value:.2f}</text>')
+            y += bar
+        y += gap
+    one = left + scale(1.0)
+    parts.append(f'<line x1="{one:.1f}" x2="{one:.1f}" y1="50" y2="{y - gap + 4}" stroke="#000" stroke-dasharray="3"/>')
+    legend = ""
+    x = 10
+    for index, name in enumerate(result["contenders"]):
+        legend += f'<rect x="{x}" y="30" width="10" height="10" fill="{COLOURS[index % 5]}"/>'
+        legend += f'<text x="{x + 14}" y="39" font-size="11">{escape(name)}</text>'
+        x += 30 + 7 * len(name)
+    width = max(left + right, x)
+    head = f'<text x="10" y="18" font-weight="bold">{escape(title(result))}</text>'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" font-family="sans-serif" font-size="12">'
+        f'<rect width="100%" height="100%" fill="#fff"/>{head}{legend}{"".join(parts)}</svg>\n'
+    )
+
+
+def write(result: dict[str, Any], directory: Path) -> list[Path]:
+    """Write NAME.json, NAME.md and NAME.svg, and say which."""
+    directory.mkdir(parents=True, exist_ok=True)
+    texts = {"json": json.dumps(result, indent=2) + "\n", "md": markdown(result), "svg": svg(result)}
+    written = []
+    for suffix, text in texts.items():
+        path = directory / f"{result['size']}.{suffix}"
+        path.write_text(text)
+        written.append(path)
+    return written

@@ -1,0 +1,134 @@
+"""What is timed, and how does each contender do it?
+
+A task is a function of a contender and a prompt. HuggingFace does by hand, with torch hooks, what it can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import GPT2LMHeadModel
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row: a name, how many forward passes it holds, and what it does (None: this contender cannot)."""
+
+    name: str
+    forwards: int
+    run: Callable[[Any, Tensor], Any]
+    hf: Callable[[Any, Tensor], Any] | None
+
+
+def is_lens(model: Any) -> bool:
+    return not isinstance(model, GPT2LMHeadModel)
+
+
+def n_layers(model: Any) -> int:
+    return model.cfg.n_layers if is_lens(model) else model.config.n_layer
+
+
+def forward(model: Any, tokens: Tensor) -> Tensor:
+    return model(tokens)
+
+
+def cache_all(model: Any, tokens: Tensor) -> Any:
+    return model.run_with_cache(tokens)
+
+
+def cache_residual(model: Any, tokens: Tensor) -> Any:
+    return model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_resid_post"))
+
+
+def stop_half_way(model: Any, tokens: Tensor) -> Tensor:
+    return model(tokens, stop_at_layer=n_layers(model) // 2)
+
+
+def halve(value: Tensor, hook: Any) -> Tensor:
+    return value * 0.5
+
+
+def edit(model: Any, tokens: Tensor) -> Tensor:
+    name = f"blocks.{n_layers(model) // 2}.attn.hook_z"
+    return model.run_with_hooks(tokens, fwd_hooks=[(name, halve)])
+
+
+def patch(value: Tensor, hook: Any, source: Tensor, position: int) -> Tensor:
+    value[:, position] = source[:, position]
+    return value
+
+
+def cells(model: Any, tokens: Tensor, every_layer: int, every_position: int) -> Iterator[tuple[int, int]]:
+    for layer in range(0, n_layers(model), every_layer):
+        for position in range(0, tokens.shape[1], every_position):
+            yield layer, position
+
+
+def sweep(model: Any, tokens: Tensor, every_layer: int, every_position: int) -> list[Tensor]:
+    """Patch the residual stream into one position of one layer at a time, from a fixed source."""
+    width = model.cfg.d_model
+    source = torch.zeros(1, tokens.shape[1], width)
+    return [
+        model.run_with_hooks(
+            tokens,
+            fwd_hooks=[(f"blocks.{layer}.hook_resid_pre", partial(patch, source=source, position=position))],
+        )
+        for layer, position in cells(model, tokens, every_layer, every_position)
+    ]
+
+
+@contextmanager
+def torch_hook(module: torch.nn.Module, hook: Callable[..., Any], before: bool = False) -> Iterator[None]:
+    handle = module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def hf_forward(model: Any, tokens: Tensor) -> Tensor:
+    return model(tokens).logits
+
+
+def hf_residual(model: Any, tokens: Tensor) -> Any:
+    return model(tokens, output_hidden_states=True)
+
+
+def hf_edit(model: Any, tokens: Tensor) -> Any:
+    module = model.transformer.h[n_layers(model) // 2].attn.c_proj
+    with torch_hook(module, lambda _, inputs: (inputs[0] * 0.5,), before=True):
+        return model(tokens)
+
+
+def hf_sweep(model: Any, tokens: Tensor, every_layer: int, every_position: int) -> list[Any]:
+    results = []
+    source = torch.zeros(1, tokens.shape[1], model.config.n_embd)
+    for layer, position in cells(model, tokens, every_layer, every_position):
+
+        def put_in(_: Any, inputs: tuple[Tensor, ...], position: int = position) -> tuple[Tensor, ...]:
+            return (patch(inputs[0].clone(), None, source, position), *inputs[1:])
+
+        with torch_hook(model.transformer.h[layer], put_in, before=True):
+            results.append(model(tokens))
+    return results
+
+
+def all_tasks(every_layer: int, every_position: int, layers: int, positions: int) -> list[Task]:
+    """The rows of the table, in order."""
+    steps = {"every_layer": every_layer, "every_position": every_position}
+    patches = len(range(0, layers, every_layer)) * len(range(0, positions, every_position))
+    return [
+        Task("forward", 1, forward, hf_forward),
+        Task("cache everything", 1, cache_all, None),
+        Task("cache resid_post", 1, cache_residual, hf_residual),
+        Task("one editing hook", 1, edit, hf_edit),
+        Task(f"residual patching, {patches} runs", patches, partial(sweep, **steps), partial(hf_sweep, **steps)),
+        Task("stop at half the layers", 1, stop_half_way, None),
+    ]
