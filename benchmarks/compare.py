@@ -108,7 +108,7 @@ def run_rounds(
 
 
 def load_times(directory: Path, times: int) -> dict[str, Any]:
-    """Each contender loaded in child processes, in turns; the fastest load and its memory."""
+    """Each contender loaded in child processes, in turns; of each, the fastest load."""
     measured: dict[str, Any] = {}
     for _ in track(range(times), description="loading"):
         for name in LOADERS:
@@ -157,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=[*SIZES, "both"], default="both", help="GPT-2 small's shape, or a tiny one")
     parser.add_argument("--rounds", type=int, default=15, help="rounds per shape")
-    parser.add_argument("--loads", type=int, default=3, help="child processes per contender for loading; 0 skips it")
+    parser.add_argument("--loads", type=int, default=3, help="child processes per contender for loading; 0: none")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--out", type=Path, help="directory for the JSON, the markdown table and the plot")
     arguments = parser.parse_args()

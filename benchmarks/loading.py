@@ -1,8 +1,9 @@
-"""How long does loading take, and how much memory does it need at its peak?
+"""How long does it take until a model has answered once, and how much memory does that need at its peak?
 
 Run as a child process, one contender at a time (``python loading.py NAME DIRECTORY``), so that nothing is shared. It
 prints one line of JSON. The peak is the kernel's high-water mark of this process (VmHWM), which starts anew with the
-program, where ``ru_maxrss`` may carry over from the parent.
+program, where ``ru_maxrss`` may carry over from the parent. One forward pass belongs to it: HuggingFace maps the
+checkpoint file into memory and reads it when a weight is first used.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def memory_mib(field: str) -> float:
 
 
 def measure_here(name: str, directory: Path) -> dict[str, float]:
-    """Import, then load; the two are timed apart."""
+    """Import, load, and run once; the three are timed apart."""
+    import torch
     from subjects import LOADERS, quiet
 
     start = time.perf_counter()
@@ -40,15 +42,16 @@ def measure_here(name: str, directory: Path) -> dict[str, float]:
     with quiet():
         model = LOADERS[name](directory)
     loaded = time.perf_counter()
-    result = {
+    with torch.no_grad():
+        model(torch.arange(1, 16)[None])
+    return {
         "import_s": imported - start,
         "load_s": loaded - imported,
+        "first_run_s": time.perf_counter() - loaded,
         "before_mib": before,
         "after_mib": memory_mib("VmRSS"),
         "peak_mib": memory_mib("VmHWM"),
     }
-    del model
-    return result
 
 
 def measure(name: str, directory: Path) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from unittest import mock
 import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers.utils import logging as hf_logging
+
+hf_logging.disable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,8 @@ def save_checkpoint(size: Size, directory: Path) -> Path:
         vocab_size=size.vocab,
         bos_token_id=0,
         eos_token_id=0,
-        # As in gpt2's own config.json; TransformerLens reads it.
-        n_ctx=size.n_ctx,
     )
+    config.n_ctx = size.n_ctx  # in gpt2's own config.json too, and read by TransformerLens
     GPT2LMHeadModel(config).save_pretrained(directory)
     words = Tokenizer(models.WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>"))
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")

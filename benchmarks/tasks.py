@@ -122,13 +122,14 @@ def hf_sweep(model: Any, tokens: Tensor, every_layer: int, every_position: int) 
 
 def all_tasks(every_layer: int, every_position: int, layers: int, positions: int) -> list[Task]:
     """The rows of the table, in order."""
-    steps = {"every_layer": every_layer, "every_position": every_position}
     patches = len(range(0, layers, every_layer)) * len(range(0, positions, every_position))
+    by_hooks = partial(sweep, every_layer=every_layer, every_position=every_position)
+    by_hand = partial(hf_sweep, every_layer=every_layer, every_position=every_position)
     return [
         Task("forward", 1, forward, hf_forward),
         Task("cache everything", 1, cache_all, None),
         Task("cache resid_post", 1, cache_residual, hf_residual),
         Task("one editing hook", 1, edit, hf_edit),
-        Task(f"residual patching, {patches} runs", patches, partial(sweep, **steps), partial(hf_sweep, **steps)),
+        Task(f"residual patching, {patches} runs", patches, by_hooks, by_hand),
         Task("stop at half the layers", 1, stop_half_way, None),
     ]

@@ -1,5 +1,6 @@
 """lensbridge: TransformerLens' HookedTransformer API on unmodified HuggingFace models, run through nnsight."""
 
+from . import module_names
 from . import utilities as utilities
 from . import utils as utils
 from .activation_cache import ActivationCache as ActivationCache
@@ -15,3 +16,5 @@ from .model import HookedTransformer as HookedTransformer
 from .processing import Processing as Processing
 
 __version__ = "0.1.0"
+
+module_names.register(__name__)

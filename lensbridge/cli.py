@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
+from lensbridge import __version__
 from lensbridge.demo import command as demo
 from lensbridge.errors import LensbridgeError
 
@@ -34,8 +35,6 @@ COMMANDS: tuple[Command, ...] = (
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    from lensbridge import __version__
-
     parser = argparse.ArgumentParser(
         prog="lensbridge", description="Look inside language models, and change them as they run."
     )

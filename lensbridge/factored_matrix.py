@@ -69,6 +69,11 @@ class FactoredMatrix:
 
     A: Float[torch.Tensor, "*leading_dims ldim mdim"]
     B: Float[torch.Tensor, "*leading_dims mdim rdim"]
+    ldim: int
+    mdim: int
+    rdim: int
+    shape: torch.Size
+    has_leading_dims: bool
 
     def __init__(
         self, A: Float[torch.Tensor, "... ldim mdim"] | TensorLike, B: Float[torch.Tensor, "... mdim rdim"] | TensorLike

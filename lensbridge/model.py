@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, Union
+from typing import Any, Literal, NamedTuple, TypeVar, Union
 
 import torch
 from jaxtyping import Float, Int
@@ -36,6 +36,7 @@ from .weight_methods import WeightMethods
 SingleLoss = Float[torch.Tensor, ""]
 LossPerToken = Float[torch.Tensor, "batch pos-1"]
 Loss = Union[SingleLoss, LossPerToken]
+T = TypeVar("T", bound="HookedTransformer")
 
 
 class Output(NamedTuple):

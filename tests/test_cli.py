@@ -92,7 +92,7 @@ def test_a_defect_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.Monkey
     def broken(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("lensbridge.demo.analyses.run_demo", broken)
+    monkeypatch.setattr("lensbridge.demo.command.run_demo", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["demo", "--html", str(tmp_path / "page.html")])
 
@@ -101,7 +101,7 @@ def test_an_interruption_ends_with_code_130(tmp_path: Path, monkeypatch: pytest.
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lensbridge.demo.analyses.run_demo", interrupted)
+    monkeypatch.setattr("lensbridge.demo.command.run_demo", interrupted)
     assert cli.main(["demo", "--html", str(tmp_path / "page.html")]) == 130
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from lensbridge.demo.analyses import About, DemoResult
 from lensbridge.demo.charts import attention_pattern, bar_chart, line_chart
-from lensbridge.demo.command import to_json
+from lensbridge.demo.command import as_json
 from lensbridge.demo.formats import percent, plain, signed
 from lensbridge.demo.heads import Head
 from lensbridge.demo.heatmap import heat_map
@@ -111,7 +111,7 @@ def test_induction_words_of_a_model_with_the_circuit() -> None:
     assert "1 head of 4" in text
     assert "the copying depends on this head" in text
     assert "+3.50" in text and "+0.05 (mean of 2 draws)" in text
-    assert "from 0.91 to 0.05 (silencing L0H0 instead: 0.90): it looks for what that head writes" in text
+    assert "from 0.91 to 0.05 (silencing L0H0 instead: 0.90): it builds on that head" in text
 
 
 def test_induction_words_of_a_model_without_the_circuit() -> None:
@@ -369,11 +369,13 @@ def test_left_out_is_printed() -> None:
     )
 
 
-def test_json_holds_every_number_and_no_nan() -> None:
+def test_json_holds_every_number_and_the_words() -> None:
     unmeasured = replace(sweep_result(), heads=torch.full((3, 2), NAN))
-    data = json.loads(json.dumps(to_json(replace(demo_result(), sweep=unmeasured)), allow_nan=False))
+    data = json.loads(json.dumps(as_json(replace(demo_result(), sweep=unmeasured), "1.2.3"), allow_nan=False))
     assert data["induction"]["heads"] == ["L1H0"]
     assert data["induction"]["ablations"][0]["controls"] == [["L0H0"], ["L1H1"]]
     assert data["ioi"]["head_attribution"][1][1] == pytest.approx(3.2)
     assert data["sweep"]["heads"] == [[None, None]] * 3
     assert data["about"]["model"] == "dir/<toy> & co"
+    assert data["lensbridge"] == "1.2.3"
+    assert data["words"]["induction"]["verdict"] == "clear" and data["words"]["ioi"]["sentences"]

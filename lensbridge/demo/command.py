@@ -17,6 +17,13 @@ import torch
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
+from lensbridge import HookedTransformer, __version__
+from lensbridge.demo.analyses import DemoResult, run_demo
+from lensbridge.demo.heads import Head
+from lensbridge.demo.page import render_page
+from lensbridge.demo.report import print_report
+from lensbridge.demo.words import all_words
+
 DEFAULT_PAGE = Path("lensbridge-demo.html")
 
 DESCRIPTION = """\
@@ -45,12 +52,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; 0 on success."""
-    # Not at the top: the package's own modules must not be needed to show the help.
-    from lensbridge import HookedTransformer, __version__
-    from lensbridge.demo.analyses import run_demo
-    from lensbridge.demo.page import render_page
-    from lensbridge.demo.report import print_report
-
     console = Console()
     for path in filter(None, (args.html, args.json)):
         # Found out before the minutes that the analyses may take.
@@ -65,21 +66,28 @@ def run(args: argparse.Namespace) -> int:
     args.html.write_text(render_page(result, __version__), encoding="utf-8")
     console.print(f"Page: {args.html}", soft_wrap=True, highlight=False)
     if args.json is not None:
-        args.json.write_text(json.dumps(to_json(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(as_json(result, __version__), indent=1, allow_nan=False)
+        args.json.write_text(text + "\n", encoding="utf-8")
         console.print(f"Numbers: {args.json}", soft_wrap=True, highlight=False)
     if args.open:
         webbrowser.open(args.html.absolute().as_uri())
     return 0
 
 
-def to_json(value: Any) -> Any:
+def as_json(result: DemoResult, version: str) -> dict[str, Any]:
+    """Every number of the result, and the words for them; ``version`` is that of lensbridge."""
+    words = {name: _plain(part) for name, part in all_words(result).items()}
+    return {"lensbridge": version, **_plain(result), "words": words}
+
+
+def _plain(value: Any) -> Any:
     """A result as plain lists, dicts and numbers; heads as ``"L2H1"`` and what was not measured as null."""
     if is_dataclass(value):
-        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, torch.Tensor):
-        return to_json(value.tolist())
-    if hasattr(value, "layer"):
+        return _plain(value.tolist())
+    if isinstance(value, Head):
         return str(value)
     if isinstance(value, (list, tuple)):
-        return [to_json(item) for item in value]
+        return [_plain(item) for item in value]
     return None if value != value else value

@@ -45,7 +45,10 @@ class HeadScores:
 
 @dataclass(frozen=True)
 class Ablation:
-    """Second-copy loss (nats per token) with ``heads`` silenced, and with each random set in ``controls`` instead."""
+    """Second-copy loss (nats per token) with ``heads`` silenced, and with each random set in ``controls`` instead.
+
+    There are no ``controls`` where every head belongs to the circuit.
+    """
 
     heads: list[Head]
     loss: float
@@ -54,7 +57,7 @@ class Ablation:
 
     @property
     def control_loss(self) -> float:
-        """Mean over the random sets; NaN when the model has no other head to draw."""
+        """Mean over the random sets; NaN without any."""
         return sum(self.control_losses) / len(self.control_losses) if self.control_losses else float("nan")
 
 
@@ -156,8 +159,8 @@ def run_induction(
     """The whole analysis on ``tokens``: rows of two equal copies of ``period`` random tokens, behind BOS or not.
 
     Heads whose induction score reaches ``threshold`` are the induction heads; the strongest one is silenced alone
-    and, when there are more, up to eight of them together. ``n_controls`` random sets of as many other heads are
-    silenced for comparison, drawn from ``seed``.
+    and, when there are more, up to eight of them together. For comparison, ``n_controls`` random sets of as many
+    heads that are neither induction nor previous-token heads are silenced, drawn from ``seed``.
     """
     start = tokens.shape[1] - 2 * period
     loss = model(tokens, return_type="loss", loss_per_token=True).float()
@@ -170,13 +173,12 @@ def run_induction(
     sets = [ranking[:1]]
     if len(found) > 1:
         sets.append(found[:MAX_ABLATED])
-    ablations = []
-    for heads in sets:
-        # Other induction heads are no neutral comparison, so they are not drawn unless nothing else is left.
-        others = [head for head in all_heads(model) if head not in heads]
-        neutral = [head for head in others if head not in found]
-        ablations.append(_ablate(model, tokens, period, heads, neutral or others, n_controls, generator))
-
+    # Heads of the same circuit are no neutral comparison: the loss depends on them too.
+    neutral = [
+        head
+        for head in all_heads(model)
+        if head not in (*found, ranking[0]) and score_of(scores.previous_token, head) < threshold
+    ]
     strongest = ranking[0]
     pattern_name = get_act_name("pattern", strongest.layer)
     _, cache = model.run_with_cache(tokens[:1], names_filter=pattern_name, return_type=None)
@@ -192,8 +194,8 @@ def run_induction(
         threshold=threshold,
         heads=found,
         strongest=strongest,
-        ablations=ablations,
-        composition=_composition(model, tokens, period, scores, strongest, generator),
+        ablations=[_ablate(model, tokens, period, heads, neutral, n_controls, generator) for heads in sets],
+        composition=_composition(model, tokens, period, scores, strongest, neutral, generator),
         example_pattern=cache[pattern_name][0, strongest.number].float().cpu(),
         example_tokens=_labels(model, tokens[0]),
     )
@@ -204,12 +206,12 @@ def _ablate(
     tokens: torch.Tensor,
     period: int,
     heads: list[Head],
-    others: list[Head],
+    neutral: list[Head],
     n_controls: int,
     generator: torch.Generator,
 ) -> Ablation:
-    size = min(len(heads), len(others))
-    controls = [_draw(others, size, generator) for _ in range(n_controls)] if size else []
+    size = min(len(heads), len(neutral))
+    controls = [_draw(neutral, size, generator) for _ in range(n_controls)] if size else []
     return Ablation(
         heads=heads,
         loss=_second_loss(model, tokens, period, heads),
@@ -229,6 +231,7 @@ def _composition(
     period: int,
     scores: HeadScores,
     strongest: Head,
+    neutral: list[Head],
     generator: torch.Generator,
 ) -> Composition | None:
     """Silence the best previous-token head below ``strongest`` and look at its score again; None in layer 0."""
@@ -240,7 +243,8 @@ def _composition(
         with model.hooks(fwd_hooks=zero_hooks([head])):
             return score_of(measure_scores(model, tokens, period).induction, strongest)
 
-    control = _draw(earlier[1:], 1, generator)[0] if len(earlier) > 1 else None
+    comparable = [head for head in neutral if head.layer < strongest.layer and head != earlier[0]]
+    control = _draw(comparable, 1, generator)[0] if comparable else None
     return Composition(
         head=strongest,
         previous_token_head=earlier[0],

@@ -21,7 +21,7 @@ from lensbridge.demo.induction import InductionResult
 from lensbridge.demo.ioi import IoiResult
 from lensbridge.demo.page_style import STYLE
 from lensbridge.demo.patching_sweep import SweepResult
-from lensbridge.demo.words import Words, induction_words, ioi_words, sweep_words
+from lensbridge.demo.words import Words, all_words
 
 VERDICTS = {"clear": "found", "partial": "in part", "none": "not found"}
 
@@ -65,26 +65,26 @@ def render_page(result: DemoResult, version: str) -> str:
 
 def _sections(result: DemoResult) -> list[tuple[str, str, Words, str, str]]:
     """Anchor, title, words, introduction and figures of every analysis that was run."""
-    induction, ioi, sweep = result.induction, result.ioi, result.sweep
+    induction, ioi, sweep, words = result.induction, result.ioi, result.sweep, all_words(result)
     intro = (
         "Random tokens written twice: whatever is predicted in the second copy must come from the first. An induction "
         "head finds where the present token stood before and looks at what came next."
     )
-    sections = [("induction", "Induction", induction_words(induction), intro, _induction(induction))]
+    sections = [("induction", "Induction", words["induction"], intro, _induction(induction))]
     if ioi is not None:
         left = f" {ioi.n_unusable} more did not fit this model's tokenizer." if ioi.n_unusable else ""
         intro = (
             f"{ioi.n_prompts} prompts with two people, one of whom is named again as the one who gives: the next word "
             f"is the other one, the indirect object (IO), not the subject (S1 and S2 where it is named).{left}"
         )
-        sections.append(("ioi", "Indirect objects", ioi_words(ioi), intro, _ioi(ioi)))
+        sections.append(("ioi", "Indirect objects", words["ioi"], intro, _ioi(ioi)))
     if sweep is not None:
         intro = (
             f"The model runs on {sweep.n_prompts} corrupted prompts, in which the other person gives, while one "
             "activation is taken from the clean ones. 0% is the answer as corrupted, 100% as clean. Positions before "
             "the giver are the same in both, so nothing can come from there."
         )
-        sections.append(("patching", "Activation patching", sweep_words(sweep), intro, _sweep(sweep)))
+        sections.append(("patching", "Activation patching", words["sweep"], intro, _sweep(sweep)))
     return sections
 
 

@@ -23,7 +23,7 @@ from lensbridge.demo.heatmap import FAINT_NATS, largest
 from lensbridge.demo.induction import InductionResult
 from lensbridge.demo.ioi import IoiResult
 from lensbridge.demo.patching_sweep import SweepResult
-from lensbridge.demo.words import Words, induction_words, ioi_words, sweep_words
+from lensbridge.demo.words import Words, all_words
 
 #: Title of a column, and how its entry is found for a head.
 Column = tuple[str, Callable[[Head], str]]
@@ -41,15 +41,16 @@ def print_report(result: DemoResult, console: Console) -> None:
         f"[bold]{escape(about.model)}[/]: {about.n_layers} layers of {about.n_heads} heads, d_model {about.d_model}, "
         f"{about.n_parameters:,} parameters, {about.dtype} on {about.device}; measured in {about.seconds:.1f} s"
     )
-    console.print(_section("1. Induction", induction_words(result.induction)))
+    words = all_words(result)
+    console.print(_section("1. Induction", words["induction"]))
     for table in induction_tables(result.induction, console.width):
         console.print(table)
     if result.ioi is not None:
-        console.print(_section("2. Indirect objects", ioi_words(result.ioi)))
+        console.print(_section("2. Indirect objects", words["ioi"]))
         for table in ioi_tables(result.ioi, console.width):
             console.print(table)
     if result.sweep is not None:
-        console.print(_section("3. Activation patching", sweep_words(result.sweep)))
+        console.print(_section("3. Activation patching", words["sweep"]))
         for table in sweep_tables(result.sweep, console.width):
             console.print(table)
     if result.left_out:

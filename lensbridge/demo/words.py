@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from lensbridge.demo.analyses import DemoResult
 from lensbridge.demo.formats import percent, plain, signed
 from lensbridge.demo.heads import Head, ranked_heads, score_of
 from lensbridge.demo.induction import Ablation, Composition, InductionResult
@@ -42,6 +43,16 @@ class Words:
     verdict: Verdict
     headline: str
     sentences: list[str]
+
+
+def all_words(result: DemoResult) -> dict[str, Words]:
+    """The words for each analysis that was run, under ``induction``, ``ioi`` and ``sweep``."""
+    words = {"induction": induction_words(result.induction)}
+    if result.ioi is not None:
+        words["ioi"] = ioi_words(result.ioi)
+    if result.sweep is not None:
+        words["sweep"] = sweep_words(result.sweep)
+    return words
 
 
 def induction_words(result: InductionResult) -> Words:
@@ -158,8 +169,9 @@ def _ablation(ablation: Ablation, unablated: float) -> str:
         f"{signed(change)} nats per token ({unablated:.2f} to {ablation.loss:.2f})"
     )
     if ablation.controls:
-        drawn = "one other head" if one else _count(len(ablation.controls[0]), "other head")
-        seen += f", silencing {drawn} drawn at random by {signed(control)} (mean of {len(ablation.controls)} draws)"
+        drawn = _count(len(ablation.controls[0]), "head")
+        draws = f"mean of {len(ablation.controls)} draws"
+        seen += f", silencing {drawn} drawn at random from outside the circuit by {signed(control)} ({draws})"
     it = "this head" if one else "these heads"
     if ablation_matters(ablation, unablated):
         return f"{seen}: the copying depends on {it}."
@@ -175,9 +187,7 @@ def _composition(part: Composition) -> str:
         f"Silencing {part.previous_token_head}, the strongest previous-token head below {part.head}, takes the "
         f"induction score of {part.head} from {part.score_before:.2f} to {part.score_after:.2f}{control}: "
     )
-    return seen + (
-        "it looks for what that head writes." if lost >= DEPENDS else "it does not depend on that head alone."
-    )
+    return seen + ("it builds on that head." if lost >= DEPENDS else "it does not depend on that head alone.")
 
 
 def _swapped(result: IoiResult) -> str:

@@ -103,10 +103,12 @@ class QKVSite(Site):
             if changed:
                 part = self._project(run, letter, run.inputs.pop((self.layer, letter)))
             if run.listens(name):
-                value = self._read(run, letter, part)
-                value, edited = run.fire(name, value, live=value is part)
+                shown = self._read(run, letter, part)
+                # What an edit changed is the difference to what was shown, where the heads are mapped.
+                mapped = run.basis.head_maps(self.layer) is not None
+                value, edited = run.fire(name, shown, live=shown is part or mapped)
                 if edited:
-                    part, changed = self._write(run, letter, value), True
+                    part, changed = self._write(run, letter, part, shown, value), True
             parts.append(part)
             any_changed |= changed
         if any_changed:
@@ -125,10 +127,10 @@ class QKVSite(Site):
         maps = run.basis.head_maps(self.layer)
         return part if maps is None else _per_head(part, getattr(maps[0], letter))
 
-    def _write(self, run: Run, letter: str, value: Tensor) -> Tensor:
+    def _write(self, run: Run, letter: str, part: Tensor, shown: Tensor, value: Tensor) -> Tensor:
         maps = run.basis.head_maps(self.layer)
         if maps is not None:
-            value = _per_head(value, getattr(maps[1], letter))
+            return _moved(part, shown, value, getattr(maps[1], letter))
         bias = run.value_bias(self.layer) if letter == "v" else None
         return value if bias is None else value + bias
 
@@ -187,9 +189,11 @@ class ZSite(Site):
         x = self.place.read(run.view)
         heads = x.unflatten(-1, (run.cfg.n_heads, run.cfg.d_head))
         value, changed = self._read(run, heads)
-        value, edited = run.fire(self.z, value, live=value is heads)
+        # A map of the heads is a new tensor, and the one shown has to be kept to see what an edit changed.
+        shown, mapped = value, run.basis.head_maps(self.layer) is not None
+        value, edited = run.fire(self.z, shown, live=shown is heads or mapped)
         if changed or edited:
-            self.place.write(run.view, self._write(run, value).flatten(-2))
+            self.place.write(run.view, self._write(run, heads, shown, value).flatten(-2))
         if run.listens(self.result):
             self._visit_result(run, value)
 
@@ -204,10 +208,13 @@ class ZSite(Site):
             heads = _per_head(heads, maps[0].v)
         return heads, bias is not None and missing is not None
 
-    def _write(self, run: Run, value: Tensor) -> Tensor:
+    def _write(self, run: Run, heads: Tensor, shown: Tensor, value: Tensor) -> Tensor:
         bias, maps = run.value_bias(self.layer), run.basis.head_maps(self.layer)
         if maps is not None:
-            value = _per_head(value, maps[1].v)
+            missing = run.missing_rows.get(self.layer)
+            if bias is not None and missing is not None:
+                heads = heads + missing.transpose(1, 2).unsqueeze(-1) * bias
+            return _moved(heads, shown, value, maps[1].v)
         return value if bias is None else value + bias
 
     def _visit_result(self, run: Run, z: Tensor) -> None:
@@ -218,6 +225,11 @@ class ZSite(Site):
             output = result.sum(-2) + weights["b_O"]
             Place(self.path, "output").write(run.view, output)
             run.stream.branch_written(output)
+
+
+def _moved(heads: Tensor, shown: Tensor, value: Tensor, back: Tensor) -> Tensor:
+    """``heads`` changed by what has changed in the mapped value, so that what the map cannot see stays as it is."""
+    return heads + _per_head(value - shown, back)
 
 
 def _per_head(x: Tensor, matrices: Tensor) -> Tensor:
