@@ -1,6 +1,6 @@
 """How are the pairs (ours, TransformerLens 3.9.0) shared between tests, and what is reported at the end?
 
-A pair is built once per session and asked for by shape, processing and flags. After every test each pair that was used
+A pair is built once per test run and asked for by shape, processing and flags. After every test each pair that was used
 must be free of hooks, so that a leak fails the test that made it.
 
 Run with ``COMPAT_SUBJECT=transformer_lens`` to put TransformerLens in our place: that checks the tests themselves, and
@@ -43,7 +43,7 @@ class Pair:
 
     ours: Any
     theirs: Any
-    hf: GPT2LMHeadModel
+    hf: Any
     shape: Shape
 
     @property
@@ -56,7 +56,7 @@ class Pair:
 
 @dataclass
 class Pairs:
-    """Builds pairs on demand and keeps them for the session."""
+    """Builds pairs on demand and keeps them."""
 
     tokenizer_dirs: dict[str, Path]
     built: dict[Any, Pair] = field(default_factory=dict)
@@ -121,7 +121,7 @@ def all_pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
 
 @pytest.fixture
 def pairs(all_pairs: Pairs) -> Iterator[Pairs]:
-    """The session's pairs; afterwards, nothing may be left behind on those that this test used."""
+    """All pairs; afterwards, nothing may be left behind on those that this test used."""
     all_pairs.used.clear()
     yield all_pairs
     for pair in all_pairs.used:
@@ -170,11 +170,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The largest relative difference per kind of point, largest first."""
+    """The largest relative difference per kind of point, then of outputs and weights; largest first."""
     if not comparison.differences:
         return
     terminalreporter.section(f"largest relative difference to TransformerLens 3.9.0 ({SUBJECT})")
     rows = sorted(comparison.differences.items(), key=lambda row: -row[1].difference)
+    points = [row for row in rows if "hook_" in row[0]]
+    others = [row for row in rows if "hook_" not in row[0]]
     width = max(len(name) for name, _ in rows)
-    for name, largest in rows:
+    for name, largest in [*points, *others]:
         terminalreporter.write_line(f"{name:<{width}}  {largest.difference:9.2e}  in {largest.count} comparisons")

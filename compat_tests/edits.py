@@ -21,8 +21,11 @@ def halve(value: torch.Tensor, hook: Any) -> torch.Tensor:
 
 
 def in_place(value: torch.Tensor, hook: Any) -> None:
-    """Overwrites all but the first entry of axis 1: positions, or heads of scores and pattern. Returns nothing."""
-    value[:, 1:] = 0.25
+    """Overwrites all but the first entry of axis 1: positions, or heads of scores and pattern. Returns nothing.
+
+    Not a small number: as a norm's scale it would make scores of several hundred, where float32 rounding shows.
+    """
+    value[:, 1:] = 0.75
 
 
 def add_in_place(value: torch.Tensor, hook: Any) -> torch.Tensor:

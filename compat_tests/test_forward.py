@@ -88,6 +88,14 @@ def test_none_runs_the_final_norm_but_not_the_unembedding(model: Any, pairs: Pai
     assert list(cache.keys())[-1] == "ln_final.hook_normalized"
 
 
+@pytest.mark.ours_only
+@pytest.mark.parametrize("wrong", ["logit", "nonsense"])
+def test_another_return_type_is_an_error(pairs: Pairs, wrong: str) -> None:
+    """3.9.0 computes the loss, logs a warning and returns None."""
+    with pytest.raises(ValueError, match=wrong):
+        pairs.get().ours(pairs.get().tokens(), return_type=wrong)
+
+
 def test_rank_1_tokens_get_a_batch_dimension(pairs: Pairs) -> None:
     pair = pairs.get()
     compare_calls(pair, "logits", pair.tokens()[0])
@@ -318,6 +326,25 @@ def test_past_kv_cache_errors(pairs: Pairs) -> None:
             model(pair.tokens(1, 1), past_kv_cache=cache)
         with pytest.raises(AssertionError):
             model(pair.tokens(2, 1), past_kv_cache=cache, return_type="loss")
+
+
+def test_past_kv_cache_without_a_tokenizer_needs_a_mask(pairs: Pairs) -> None:
+    pair = pairs.get("three")
+    tokens = pair.tokens(2, 3)
+    results = []
+    for model in pair.both:
+        kept = model.tokenizer
+        model.tokenizer = None
+        try:
+            with pytest.raises(ValueError, match="tokenizer"):
+                model(tokens, past_kv_cache=kv_cache(model, 2))
+            cache = kv_cache(model, 2)
+            mask = torch.ones(2, 3, dtype=torch.int64)
+            model(tokens, past_kv_cache=cache, attention_mask=mask)
+            results.append(model(tokens[:, :1], past_kv_cache=cache, attention_mask=mask[:, :1]))
+        finally:
+            model.tokenizer = kept
+    close("logits", *results)
 
 
 def test_an_edit_enters_the_kv_cache(pairs: Pairs) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +18,10 @@ DEFAULT_POINTS = active_points((), 2)
 
 
 def compare_gradients(
-    pair: Pair, tokens: torch.Tensor, bwd_hooks: list[tuple[str, Hook]] = (), fwd_hooks: list[tuple[str, Hook]] = ()
+    pair: Pair,
+    tokens: torch.Tensor,
+    bwd_hooks: Sequence[tuple[str, Hook]] = (),
+    fwd_hooks: Sequence[tuple[str, Hook]] = (),
 ) -> None:
     """Cache every activation and every gradient of the loss under these hooks, and compare all of them."""
     results = []
@@ -146,6 +149,37 @@ def test_backward_hook_may_return_a_tuple_or_edit_in_place(pairs: Pairs, process
     for point in ("blocks.1.hook_resid_pre", "blocks.0.attn.hook_z", "blocks.0.mlp.hook_post"):
         for edit in (double_in_a_tuple, double_in_place):
             compare_gradients(pair, pair.tokens(), bwd_hooks=[(point, edit)])
+
+
+@pytest.mark.parametrize("point", DEFAULT_POINTS)
+@pytest.mark.parametrize("processing", ["raw", "default"])
+def test_forward_and_backward_edit_at_the_same_point(pairs: Pairs, point: str, processing: str) -> None:
+    """In 3.9.0 an edited gradient goes on from before the forward edit, whose own derivative does not enter."""
+    pair = pairs.get("two", processing)
+    compare_gradients(pair, pair.tokens(), fwd_hooks=[(point, halve)], bwd_hooks=[(point, double)])
+
+
+@pytest.mark.ours_only
+@pytest.mark.parametrize("processing", ["raw", "default"])
+def test_forward_in_place_and_backward_reading_at_the_same_point(pairs: Pairs, processing: str) -> None:
+    """A RuntimeError in 3.9.0; here the gradients are those of an edit that returns a new tensor."""
+    pair = pairs.get("two", processing)
+
+    def not_in_place(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        value = value.clone()
+        value[:, 1:] = 0.75
+        return value
+
+    def read(grad: torch.Tensor, hook: Any) -> None:
+        grad.sum()
+
+    for point in ("hook_embed", "blocks.0.hook_resid_mid", "blocks.1.attn.hook_v", "blocks.1.mlp.hook_post"):
+        caches = []
+        for edit in (in_place, not_in_place):
+            with pair.ours.hooks(fwd_hooks=[(point, edit)], bwd_hooks=[(point, read)]):
+                _, cache = pair.ours.run_with_cache(pair.tokens(), return_type="loss", incl_bwd=True)
+            caches.append(cache)
+        caches_close(*caches)
 
 
 @pytest.mark.parametrize("processing", ["raw", "default"])

@@ -39,6 +39,16 @@ def finite(point: str, edit: str) -> bool:
     return not (edit == "zero" and point.endswith("hook_scale"))
 
 
+def expressible(shape: str, processing: str, point: str) -> bool:
+    """False where an edit can reach a direction that only the processed model has.
+
+    With one head as wide as the model, centring leaves W_O one rank short of d_head. Refactoring then gives v and z a
+    coordinate of singular value zero, whose direction is arbitrary and which HuggingFace's values cannot hold. What an
+    edit puts there moves only the mean of the stream, so the logits still agree.
+    """
+    return not (shape == "one" and processing == "refactored" and point.endswith(("hook_v", "hook_z")))
+
+
 def compare_edit(pair: Pair, point: str, edit: Hook, unless: set[str] | None = None) -> None:
     compare_runs(pair, [(point, (edit, edit))], pair.tokens(), unless)
 
@@ -89,10 +99,20 @@ def test_edit_at_every_point_of_other_shapes(
 ) -> None:
     pair = pairs.get(shape, processing, flags)
     for point in active_points(flags, pair.shape.n_layers):
-        if not finite(point, edit):
+        if not finite(point, edit) or not expressible(shape, processing, point):
             continue
         shared = shares_memory_with(point, processing != "raw") if edit in IN_PLACE else set()
         compare_edit(pair, point, EDITS[edit], shared)
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("point", ["blocks.0.attn.hook_v", "blocks.0.attn.hook_z"])
+def test_edit_where_refactoring_is_short_of_a_rank(pairs: Pairs, point: str, edit: str) -> None:
+    """The case that `expressible` leaves out: the logits agree all the same."""
+    pair = pairs.get("one", "refactored")
+    assert not expressible("one", "refactored", point)
+    hooks = [(point, EDITS[edit])]
+    close("logits", *(model.run_with_hooks(pair.tokens(), fwd_hooks=hooks) for model in pair.both))
 
 
 @pytest.mark.parametrize("processing", ["raw", "default"])

@@ -88,7 +88,7 @@ def test_accumulated_bias(pairs: Pairs, processing: str) -> None:
     for layer, mlp_input, with_mlp in itertools.product(range(5), (False, True), (False, True)):
         arguments = {"layer": layer, "mlp_input": mlp_input, "include_mlp_biases": with_mlp}
         mine, theirs = (outcome(lambda m=model, a=arguments: m.accumulated_bias(**a)) for model in pair.both)
-        same_outcome(f"accumulated_bias {arguments}", mine, theirs)
+        same_outcome("accumulated_bias", mine, theirs)
 
 
 @pytest.mark.parametrize("mode", ["Q", "K", "V", "other"])

@@ -40,8 +40,13 @@ class HeadMaps:
 
 
 def _pseudo_inverse(matrices: Tensor) -> Tensor:
-    """The inverse, without the directions that are zero up to the rounding of the float32 weights they were made from."""
-    return torch.linalg.pinv(matrices, rtol=matrices.shape[-1] * torch.finfo(torch.float32).eps)
+    """The inverse, without the directions that are zero up to rounding."""
+    return torch.linalg.pinv(matrices, rtol=_relative_rounding(matrices))
+
+
+def _relative_rounding(matrices: Tensor) -> float:
+    """What is zero in relation to the largest entry: the float32 weights that all was made from are no more exact."""
+    return matrices.shape[-1] * torch.finfo(torch.float32).eps
 
 
 class Basis:
@@ -67,16 +72,16 @@ class Basis:
     def value_bias(self, layer: int) -> Tensor | None:
         """What every value of a head contains and TransformerLens' does not, ``[head, d_head]``; None if nothing.
 
-        It is computed on each run, so that it follows the parameters through training.
+        It is computed on each run, so that it follows the parameters through training, and on the graph: where an edit
+        changes how much of it reaches the output, the parameters' gradients change with it.
         """
         if not self.processing.moves_value_bias:
             return None
-        with torch.no_grad():
-            raw = self.weights.raw_branch("attn", layer)
-            bias = raw["b_V"]
-            if self.processing.fold_ln:
-                bias = bias + torch.einsum("m,hmd->hd", raw["ln.b"], raw["W_V"])
-            return bias.detach()
+        weight, bias = self.weights.projection(layer, "V")
+        if self.processing.fold_ln:
+            norm = self.weights.module(self.weights.architecture.in_layer(layer, "ln1"))
+            bias = bias + torch.matmul(norm.bias, weight)  # type: ignore[arg-type]
+        return bias
 
     def head_maps(self, layer: int) -> tuple[HeadMaps, HeadMaps] | None:
         """(HF -> TransformerLens, TransformerLens -> HF) per head under refactoring, else None."""
@@ -85,7 +90,7 @@ class Basis:
         new = self.weights.branch("attn", layer)
         kept = self._maps.get(layer)
         if kept is None or kept[0] is not new:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():
                 maps, dtype = self._refactoring_maps(layer, new), new["W_K"].dtype
                 kept = (new, maps.to(dtype), maps.inverse().to(dtype))
             self._maps[layer] = kept
@@ -101,7 +106,9 @@ class Basis:
         key_old = torch.cat([old["W_K"], old["b_K"][:, None]], dim=1).double()
         key_new = torch.cat([new["W_K"], new["b_K"][:, None]], dim=1).double()
         singular = (key_new * key_new).sum(1, keepdim=True)
-        query = key_old.transpose(-1, -2) @ key_new / singular
+        # A direction in which the scores do not vary (no such key, say) is no direction of the new basis.
+        counts = singular > singular.amax(-1, keepdim=True) * _relative_rounding(singular)
+        query = torch.where(counts, key_old.transpose(-1, -2) @ key_new / singular, 0.0)
         # k' . q' = k . q for every q; W_V' = W_V W_O W_O'^T since the rows of W_O' are orthonormal.
         key = _pseudo_inverse(query).transpose(-1, -2)
         value = old["W_O"].double() @ new["W_O"].double().transpose(-1, -2)

@@ -6,7 +6,7 @@ goes on working, and ``except LensbridgeError`` catches everything raised on pur
     LensbridgeError
     ├── UnknownPointError (KeyError)          no such hook point, or no such weight, on this model
     ├── DisabledPointError (KeyError, AssertionError)   the point exists but its flag is off
-    ├── HookError (TypeError)                 a hook returned something that cannot take the activation's place
+    ├── HookError (TypeError, RuntimeError)   a hook returned something that cannot take the activation's place
     ├── ReadOnlyWeightError (RuntimeError)    a write to a weight that is derived, not stored
     ├── UnsupportedModelError (ValueError)    this model, or this option on it, has no exact translation
     ├── ModelNotFoundError (OSError, ValueError)        a name or path that leads to no checkpoint
@@ -36,7 +36,7 @@ class DisabledPointError(LensbridgeError, KeyError, AssertionError):
     """A hook point was asked for that exists, but whose config flag (``use_attn_result``, ...) is off."""
 
 
-class HookError(LensbridgeError, TypeError):
+class HookError(LensbridgeError, TypeError, RuntimeError):
     """A hook returned a value that cannot take the place of the activation (type, shape or device)."""
 
 

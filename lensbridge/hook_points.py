@@ -93,7 +93,7 @@ class HookPoint(nn.Module):
             raise ValueError(f"Invalid direction {dir!r}: a hook is added to 'fwd' or to 'bwd'")
         called = hook if alias_names is None else _under_aliases(hook, alias_names)
         if not isinstance(hook, ReadOnlyHook):
-            called = self._converting(called, dir)
+            called = _converting(called, dir)
         removable = RemovableHandle(self._attached)
         self._attached[removable.id] = called
         handles = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
@@ -113,10 +113,8 @@ class HookPoint(nn.Module):
         for handle in self._handles(dir):
             if including_permanent or (not handle.is_permanent and (level is None or handle.context_level == level)):
                 handle.hook.remove()
-        if dir != "bwd":
-            self.fwd_hooks = [h for h in self.fwd_hooks if h.hook.id in self._attached]
-        if dir != "fwd":
-            self.bwd_hooks = [h for h in self.bwd_hooks if h.hook.id in self._attached]
+        for handles in (self.fwd_hooks if dir != "bwd" else [], self.bwd_hooks if dir != "fwd" else []):
+            handles[:] = [handle for handle in handles if handle.hook.id in self._attached]
 
     def clear_context(self) -> None:
         """Forget what hooks have stored in ``ctx``."""
@@ -140,25 +138,25 @@ class HookPoint(nn.Module):
         """Show ``x`` to the hooks and return what they make of it."""
         if self.bwd_hooks and torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
             return self._forward_watching_gradient(x)
-        return self._run_forward_hooks(x)
+        return self.run_forward_hooks(x)
+
+    def run_forward_hooks(self, x: Tensor) -> Tensor:
+        """Show ``x`` to the forward hooks in order; returns what they make of it."""
+        attached = self._attached
+        for handle in self.fwd_hooks:
+            hook = attached.get(handle.hook.id)
+            if hook is not None:
+                result = hook(x, hook=self)
+                if result is not None:
+                    x = result
+        return x
 
     @property
     def only_reads(self) -> bool:
         """Whether no listener here can change the value: only caches listen, and only forward."""
-        return not self.bwd_hooks and all(isinstance(h.user_hook, ReadOnlyHook) for h in self.fwd_hooks)
-
-    def _converting(self, hook: Callable, dir: Direction) -> Callable:
-        def called(tensor: Tensor, *, hook: HookPoint) -> Any:
-            if dir == "bwd" and self.backward_scale != 1.0:
-                tensor = tensor * self.backward_scale
-            conversion = self.hook_conversion
-            if conversion is None:
-                return user_hook(tensor, hook=hook)
-            result = user_hook(conversion.convert(tensor), hook=hook)
-            return result if result is None else conversion.revert(result)
-
-        user_hook = hook
-        return called
+        return not (self.bwd_hooks or self._forward_hooks) and all(
+            isinstance(handle.user_hook, ReadOnlyHook) for handle in self.fwd_hooks
+        )
 
     def _handles(self, dir: Directions) -> list[LensHandle]:
         if dir not in ("fwd", "bwd", "both"):
@@ -167,13 +165,6 @@ class HookPoint(nn.Module):
 
     def _live(self, handles: list[LensHandle]) -> list[Callable]:
         return [self._attached[handle.hook.id] for handle in handles if handle.hook.id in self._attached]
-
-    def _run_forward_hooks(self, x: Tensor) -> Tensor:
-        for hook in self._live(self.fwd_hooks):
-            result = hook(x, hook=self)
-            if result is not None:
-                x = result
-        return x
 
     def _forward_watching_gradient(self, x: Tensor) -> Tensor:
         """Run the forward hooks between two identities, so that backward hooks see the output's gradient and set the input's."""
@@ -192,13 +183,27 @@ class HookPoint(nn.Module):
             return replacement[0] if replacement else None
 
         inner = x.view_as(x)
-        outer = self._run_forward_hooks(inner)
+        outer = self.run_forward_hooks(inner)
         if not outer.requires_grad:
             return outer
         outer = outer.view_as(outer)
         outer.register_hook(at_output)
         inner.register_hook(at_input)
         return outer
+
+
+def _converting(user_hook: Callable, dir: Direction) -> Callable:
+    def called(tensor: Tensor, *, hook: HookPoint) -> Any:
+        # What is set on the point that is passed, which in a copy of the model is another one.
+        if dir == "bwd" and hook.backward_scale != 1.0:
+            tensor = tensor * hook.backward_scale
+        conversion = hook.hook_conversion
+        if conversion is None:
+            return user_hook(tensor, hook=hook)
+        result = user_hook(conversion.convert(tensor), hook=hook)
+        return result if result is None else conversion.revert(result)
+
+    return called
 
 
 class HookIntrospectionMixin:

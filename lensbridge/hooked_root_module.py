@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Union
 
 import torch
@@ -47,7 +47,10 @@ class CachingHook(ReadOnlyHook):
         self.suffix = suffix
 
     def __call__(self, tensor: Tensor, *, hook: HookPoint) -> None:
-        name = str(hook.name)
+        self.keep(str(hook.name), tensor)
+
+    def keep(self, name: str, tensor: Tensor) -> None:
+        """Put one tensor into the cache."""
         kept = tensor.detach()
         if self.device is not None:
             kept = kept.to(self.device)
@@ -289,11 +292,17 @@ class HookedRootModule(HookIntrospectionMixin, nn.Module):
         cache, fwd, bwd = self.get_caching_hooks(
             names_filter, incl_bwd, device, remove_batch_dim=remove_batch_dim, pos_slice=pos_slice
         )
-        with self.hooks(fwd, bwd, reset_hooks_end, clear_contexts):
+        with self._caching(fwd, bwd, reset_hooks_end, clear_contexts):
             output = self(*model_args, **model_kwargs)
             if incl_bwd:
                 output.backward()
         return output, cache
+
+    def _caching(
+        self, fwd_hooks: list, bwd_hooks: list, reset_hooks_end: bool, clear_contexts: bool
+    ) -> AbstractContextManager:
+        """The context in which `run_with_cache`'s hooks act; a subclass may know a cheaper way than attaching them."""
+        return self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts)
 
     def cache_all(
         self, cache: dict | None, incl_bwd: bool = False, device: Device = None, remove_batch_dim: bool = False

@@ -16,6 +16,7 @@ from .architectures import Architecture
 from .basis import Basis
 from .config import HookedTransformerConfig
 from .engine import Engine
+from .hook_points import HookPoint
 from .weights import WeightViews
 
 
@@ -42,10 +43,6 @@ class Interior:
         return self.hf_model.get_submodule(path)
 
 
-def listening(points: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """The points among ``points`` that have hooks, or that are no plain hook points (a spliced-in module)."""
-    return {
-        name: point
-        for name, point in points.items()
-        if getattr(point, "fwd_hooks", True) or getattr(point, "bwd_hooks", True) or point._forward_hooks
-    }
+def listening(points: Mapping[str, HookPoint]) -> dict[str, nn.Module]:
+    """The points among ``points`` that have hooks (PyTorch's own module hooks count)."""
+    return {name: p for name, p in points.items() if p.fwd_hooks or p.bwd_hooks or p._forward_hooks}

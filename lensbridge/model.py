@@ -7,7 +7,8 @@ A facade of short methods. What they delegate to: `loading` (getting the HF mode
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TypeVar, Union
 
 import torch
@@ -46,6 +47,13 @@ class Output(NamedTuple):
     loss: Loss
 
 
+class _Recording(NamedTuple):
+    """A cache for the engine to fill: the points it wants, and what puts a value away."""
+
+    names: frozenset[str]
+    keep: Callable[[str, Tensor], None]
+
+
 class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
     """A HuggingFace language model with TransformerLens' hook points, weights and methods.
 
@@ -76,6 +84,7 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
         self.cfg = HookedTransformerConfig.unwrap(cfg)
         self.tokenizer = None
         self.dataset = None
+        self._recording: _Recording | None = None
         self.interior = Interior.of(loaded.hf_model, loaded.architecture, self.cfg)
         self.training = loaded.hf_model.training
         if tokenizer is not None:
@@ -257,7 +266,7 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
             call = prepare(
                 self, self.interior.basis, input, span, prepend_bos, tokens, attention_mask, past_kv_cache
             )
-            output = self.interior.engine.run(call.request, self._listeners())
+            output = self.interior.engine.run(call.request, self._listeners(), self._recording)
             call.finish(self.interior.basis)
             return output if stop_at_layer is not None else self._returned(output, call, return_type, loss_per_token)
 
@@ -291,11 +300,31 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
             return output, cache
         return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
 
+    @contextmanager
+    def _caching(
+        self, fwd_hooks: list, bwd_hooks: list, reset_hooks_end: bool, clear_contexts: bool
+    ) -> Iterator[None]:
+        # The engine can keep values without a hook at each point; hooks are for what outlives the run, for gradients, and
+        # for points inside spliced-in modules.
+        attached = fwd_hooks if bwd_hooks or not reset_hooks_end else [p for p in fwd_hooks if p[0] in self._foreign]
+        names = frozenset(name for name, _ in fwd_hooks) if len(attached) < len(fwd_hooks) else frozenset()
+        before = self._recording
+        with self.hooks(attached, bwd_hooks, reset_hooks_end, clear_contexts):
+            if names:
+                self._recording = _Recording(names, fwd_hooks[0][1].keep)
+            try:
+                yield
+            finally:
+                self._recording = before
+
     # --- hook points ---------------------------------------------------------------------------------------------------
 
     def setup(self) -> None:
         """Name the modules and find the hook points, and modules that were put in a hook point's place."""
         super().setup()
+        #: The flag of each point that has one.
+        self._flags = {name: point.flag for name in self.hook_dict if (point := point_of(name)) and point.flag}
+        self._foreign = {name for name in self.hook_dict if point_of(name) is None}
         self._spliced = {
             name: module
             for name, module in self.mod_dict.items()
@@ -304,21 +333,21 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
 
     def _listeners(self) -> dict[str, nn.Module]:
         found = listening(self.hook_dict)
-        for name in found:
+        for name in found.keys() & self._flags.keys():
             self._check_flag(name)
-        return {name: point for name, point in found.items() if point_of(name)} | self._spliced
+        # Hook points inside a spliced-in module fire when that module calls them.
+        return {name: point for name, point in found.items() if name not in self._foreign} | self._spliced
 
     def _check_flag(self, name: str) -> None:
         if not self._is_on(name):
-            flag = point_of(name).flag  # type: ignore[union-attr]
+            flag = self._flags[name]
             raise DisabledPointError(
-                f"{name!r} is off, so a hook there would never fire: call model.{FLAG_SETTERS[flag]}(True) first "  # type: ignore[index]
-                f"({flag})"
+                f"{name!r} is off, so a hook there would never fire: call model.{FLAG_SETTERS[flag]}(True) first ({flag})"
             )
 
     def _is_on(self, name: str) -> bool:
-        point = point_of(name)
-        return point is None or point.flag is None or bool(getattr(self.cfg, point.flag))
+        flag = self._flags.get(name)
+        return flag is None or bool(getattr(self.cfg, flag))
 
     def check_hooks_to_add(
         self,

@@ -7,15 +7,17 @@ it is a plain tensor again.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .errors import ReadOnlyWeightError
 
-#: Functions whose names end in "_" without editing their first argument.
-_HARMLESS = {"requires_grad_", "retain_grad", "__set__requires_grad", "__torch_function__"}
+#: Names that look like those of in-place functions and are none.
+_HARMLESS = {"requires_grad_", "__invert__", "__index__", "__int__", "__iter__"}
 
 
 class ReadOnlyTensor(torch.Tensor):
@@ -27,17 +29,18 @@ class ReadOnlyTensor(torch.Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        guarded = [value for value in _flat((*args, *kwargs.values())) if isinstance(value, ReadOnlyTensor)]
         if _edits(func, args, kwargs):
-            target = kwargs["out"] if "out" in kwargs else args[0]
-            why = getattr(target, "why", cls.why)
-            raise ReadOnlyWeightError(
-                f"cannot edit this tensor in place: {why}, so the edit would not reach the model. "
-                "Use .clone() to work on a copy."
-            )
+            raise _refusal(guarded, cls)
+        versions = [_version(tensor) for tensor in guarded]
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
-        source = next((a for a in args if isinstance(a, ReadOnlyTensor)), None)
-        return _guard_views(result, source)
+        if versions != [_version(tensor) for tensor in guarded]:
+            # Its name did not tell, as with functional.relu(..., inplace=True). `WeightViews` computes the weight anew.
+            raise _refusal(guarded, cls)
+        if isinstance(result, np.ndarray):
+            result.flags.writeable = False
+        return _guard_views(result, guarded[0] if guarded else None)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.clone().__reduce_ex__(protocol)
@@ -53,19 +56,41 @@ def read_only(tensor: Tensor, why: str) -> ReadOnlyTensor:
     return guarded
 
 
+def _refusal(guarded: list[ReadOnlyTensor], cls: type[ReadOnlyTensor]) -> ReadOnlyWeightError:
+    why = guarded[0].why if guarded else cls.why
+    return ReadOnlyWeightError(
+        f"cannot edit this tensor in place: {why}, so the edit would not reach the model. "
+        "Use .clone() to work on a copy."
+    )
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    """Arguments, with those inside lists and tuples."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+def _version(tensor: Tensor) -> int | None:
+    with torch._C.DisableTorchFunctionSubclass():
+        return None if tensor.is_inference() else tensor._version
+
+
 def _edits(func: Any, args: Any, kwargs: dict) -> bool:
+    """Whether a function is known by its name to edit a read-only argument."""
     name = getattr(func, "__name__", "")
-    if isinstance(kwargs.get("out"), ReadOnlyTensor):
+    if any(isinstance(target, ReadOnlyTensor) for target in _flat([kwargs.get("out")])):
         return True
     if not (args and isinstance(args[0], ReadOnlyTensor)):
         return False
-    if name == "__setitem__" or (name.startswith("__i") and name.endswith("__") and name != "__invert__" and
-                                 name not in ("__index__", "__int__")):
-        return True
     if name == "__set__":
         # Assigning to an attribute: .data would swap the values, .grad and .requires_grad would not.
         return getattr(func, "__self__", None) is Tensor.data
-    return name.endswith("_") and not name.startswith("__") and name not in _HARMLESS
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name not in _HARMLESS)
+    return name.endswith("_") and name not in _HARMLESS
 
 
 def _guard_views(result: Any, source: ReadOnlyTensor | None) -> Any:

@@ -19,6 +19,7 @@ from .errors import ReadOnlyWeightError, UnsupportedModelError
 from .factored_matrix import FactoredMatrix
 from .interior import Interior
 from .processing import Processing
+from .readonly import read_only
 from .utilities.initialization_utils import (
     calc_fan_in_and_fan_out,
     init_kaiming_normal_,
@@ -81,7 +82,7 @@ class WeightMethods:
     @property
     def W_E_pos(self) -> Float[Tensor, "d_vocab_plus_n_ctx d_model"]:
         """``W_E`` and ``W_pos`` under each other: the model's overall embedding of one-hot token and position."""
-        return torch.cat([self.W_E, self.W_pos], dim=0)
+        return read_only(torch.cat([self.W_E, self.W_pos], dim=0), "W_E_pos is a copy of W_E and W_pos")
 
     @property
     def W_gate(self) -> None:
@@ -210,7 +211,8 @@ class WeightMethods:
         """Write weights under TransformerLens' names into the HF model's parameters.
 
         Raises:
-            ReadOnlyWeightError: if processing is on: the weights shown are derived then.
+            ReadOnlyWeightError: if processing is on: the weights shown are derived then; or for a bias other than zero
+                that HF has no parameter for.
             RuntimeError: missing or unexpected names (unless ``strict=False``), or another shape; nothing is written then.
             UnsupportedModelError: if the head is tied to the embedding and the two are given different values.
         """
@@ -236,9 +238,11 @@ class WeightMethods:
                     "unembed.W_U is tied to embed.W_E in this HF model, and the state dict has different values for them. "
                     "Load the HF model with tie_word_embeddings=False."
                 )
-        for name in names:
-            if name in given:
-                weights.set(name, given[name])
+        taken = [name for name in names if name in given]
+        for name in taken:
+            weights.check(name, given[name])
+        for name in taken:
+            weights.set(name, given[name])
         return torch.nn.modules.module._IncompatibleKeys(missing, unexpected)
 
     def load_and_process_state_dict(

@@ -6,7 +6,9 @@ the model); with processing on it is computed from the parameters, kept until th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from .architectures import Architecture
 from .errors import ReadOnlyWeightError, UnknownPointError, near_misses
 from .processing import Processing, Weights, process_attention, process_embedding, process_mlp, process_unembed
 from .readonly import read_only
+from .shared import SharedWeight
 
 #: branch -> (names of its norm's parameters under TransformerLens, prefix of its weights, how processing treats it)
 Processor = Callable[[Weights, Processing], Weights]
@@ -28,7 +31,7 @@ _PROCESSORS: dict[str, Processor] = {
     "mlp": process_mlp,
     "unembed": process_unembed,
 }
-#: Elements of a parameter that are summed to notice edits through ``.data``, which leave its version counter alone.
+#: Elements of a parameter that are looked at to notice edits through ``.data``, which leave its version counter alone.
 _SAMPLE = 16384
 
 
@@ -49,8 +52,19 @@ class WeightViews:
         self.hf_model = hf_model
         self.architecture = architecture
         self.cfg = cfg
-        self.processing = Processing()
+        self._processing = Processing()
         self._kept: dict[tuple[str, int], tuple[Any, Weights]] = {}
+
+    @property
+    def processing(self) -> Processing:
+        """The options that say in which basis the weights are shown."""
+        return self._processing
+
+    @processing.setter
+    def processing(self, chosen: Processing) -> None:
+        self._processing = chosen
+        # Weights may have been edited while they were the model's own.
+        self._kept.clear()
 
     # --- names ---------------------------------------------------------------------------------------------------------
 
@@ -94,17 +108,21 @@ class WeightViews:
         norm = self.module(path)
         return {"ln.w": norm.weight, "ln.b": norm.bias}  # type: ignore[dict-item]
 
-    def _raw_attention(self, layer: int) -> dict[str, Tensor]:
-        arch, heads, d_head = self.architecture, self.cfg.n_heads, self.cfg.d_head
-        qkv, o = self.module(arch.in_layer(layer, "qkv")), self.module(arch.in_layer(layer, "o"))
-        out = self._norm(arch.in_layer(layer, "ln1"))
+    def projection(self, layer: int, letter: str) -> tuple[Tensor, Tensor]:
+        """(``W``, ``b``) of one layer's "Q", "K" or "V" projection, as views of the HF parameters."""
+        index, heads = "QKV".index(letter), (self.cfg.n_heads, self.cfg.d_head)
+        qkv = self.module(self.architecture.in_layer(layer, "qkv"))
         # [in, out] and [out] with out = (projection, head, d_head)
-        weights = matrix(qkv).unflatten(-1, (3, heads, d_head)).permute(1, 2, 0, 3)
-        biases = qkv.bias.unflatten(-1, (3, heads, d_head))  # type: ignore[operator, union-attr]
-        for index, letter in enumerate("QKV"):
-            out[f"W_{letter}"] = weights[index]
-            out[f"b_{letter}"] = biases[index]
-        out["W_O"] = matrix(o).unflatten(0, (heads, d_head))
+        weight = matrix(qkv).unflatten(-1, (3, *heads)).select(-3, index).movedim(0, 1)
+        bias: Tensor = qkv.bias  # type: ignore[assignment]
+        return weight, bias.unflatten(-1, (3, *heads))[index]
+
+    def _raw_attention(self, layer: int) -> dict[str, Tensor]:
+        o = self.module(self.architecture.in_layer(layer, "o"))
+        out = self._norm(self.architecture.in_layer(layer, "ln1"))
+        for letter in "QKV":
+            out[f"W_{letter}"], out[f"b_{letter}"] = self.projection(layer, letter)
+        out["W_O"] = matrix(o).unflatten(0, (self.cfg.n_heads, self.cfg.d_head))
         out["b_O"] = o.bias  # type: ignore[assignment]
         return out
 
@@ -152,7 +170,7 @@ class WeightViews:
             )
         raw = self.raw_branch(branch, layer)
         if not self.processing.any:
-            return self._own(name, branch, layer, short, raw[short])
+            return self._own(name, branch, short, raw[short])
         why = f"{name!r} is computed from the model's parameters by weight processing"
         kept = self.branch(branch, layer)[short]
         if torch.is_grad_enabled() and any(t.requires_grad for t in raw.values()):
@@ -162,14 +180,16 @@ class WeightViews:
     def branch(self, branch: str, layer: int = 0) -> Weights:
         """The processed weights of a branch without graph, kept until a parameter changes; not to be edited."""
         raw = self.raw_branch(branch, layer)
-        owners = {id(owner): owner for owner in (w if w._base is None else w._base for w in raw.values())}
+        stored = [weight for short, weight in raw.items() if self._stored(branch, short)]
+        owners = {id(owner): owner for owner in (w if w._base is None else w._base for w in stored)}
         state = (self.processing, tuple(_fingerprint(owner) for owner in owners.values()))
         kept = self._kept.get((branch, layer))
-        if kept is None or kept[0] != state:
-            with torch.no_grad():
+        if kept is None or kept[0] != (state, _versions(kept[1])):
+            # Whatever mode the caller is in, what is kept has to serve a later call that needs gradients.
+            with torch.inference_mode(False), torch.no_grad():
                 detached = {short: weight.detach() for short, weight in raw.items()}
-                kept = (state, _process(_PROCESSORS[branch], detached, self.processing))
-            self._kept[(branch, layer)] = kept
+                processed = _process(_PROCESSORS[branch], detached, self.processing)
+            kept = self._kept[(branch, layer)] = ((state, _versions(processed)), processed)
         return kept[1]
 
     def attention_output(self, layer: int) -> Weights:
@@ -185,24 +205,35 @@ class WeightViews:
         """Overwrite one weight of the model by TransformerLens' name.
 
         Raises:
+            ReadOnlyWeightError, TypeError, ValueError: see `check`.
+        """
+        self.check(name, value)
+        branch, layer, short = self._locate(name)
+        if self._stored(branch, short):
+            with torch.no_grad():
+                self.raw_branch(branch, layer)[short].copy_(value)
+
+    def check(self, name: str, value: Tensor) -> None:
+        """Refuse a value that the model cannot take for one weight.
+
+        Raises:
             ReadOnlyWeightError: if the weight is derived (processing is on, or HF has no such parameter).
+            TypeError: if the value is no tensor.
             ValueError: if the shape differs.
         """
-        branch, layer, short = self._locate(name)
+        branch, _, short = self._locate(name)
         if self.processing.any:
             raise ReadOnlyWeightError(
                 f"{name!r} is computed from the model's parameters by weight processing and cannot be set. Load with "
                 "from_pretrained_no_processing, or call process_weights_ with all options off, to edit weights."
             )
-        target = self.raw_branch(branch, layer)[short]
-        if target.shape != value.shape:
-            raise ValueError(f"{name!r} has shape {tuple(target.shape)}, got {tuple(value.shape)}")
-        if not self._stored(branch, short):
-            if bool((value == 0).all()):
-                return
+        shape = tuple(self.shape(name))
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name!r} is set to a tensor of its shape {shape}, not to a {type(value).__name__}")
+        if value.shape != shape:
+            raise ValueError(f"{name!r} has shape {shape}, got {tuple(value.shape)}")
+        if not self._stored(branch, short) and bool(value.any()):
             raise ReadOnlyWeightError(f"{name!r}: {type(self.hf_model).__name__} has no such parameter (it is zero)")
-        with torch.no_grad():
-            target.copy_(value)
 
     def shape(self, name: str) -> torch.Size:
         """The shape of one weight."""
@@ -218,30 +249,39 @@ class WeightViews:
     def _stored(self, branch: str, short: str) -> bool:
         return not (short == "b_U" and self.module(self.architecture.unembed).bias is None)
 
-    def _own(self, name: str, branch: str, layer: int, short: str, view: Tensor) -> Tensor:
+    def _own(self, name: str, branch: str, short: str, weight: Tensor) -> Tensor:
         if not self._stored(branch, short):
-            return read_only(view, f"{name!r} is zero because {type(self.hf_model).__name__} has no such parameter")
-        gradient = _gradients(self, branch, layer, short)
-        if gradient is not None and view.grad is None:
-            view.grad = gradient
-        return view
-
-
-def _gradients(views: WeightViews, branch: str, layer: int, short: str) -> Tensor | None:
-    """The view of a parameter's gradient that corresponds to the view of the parameter, or None before any backward."""
-    weight = views.raw_branch(branch, layer)[short]
-    owner = weight if weight._base is None else weight._base
-    if owner.grad is None:
-        return None
-    return owner.grad.as_strided(weight.shape, weight.stride(), weight.storage_offset())
+            return read_only(weight, f"{name!r} is zero because {type(self.hf_model).__name__} has no such parameter")
+        return weight if isinstance(weight, nn.Parameter) else weight.as_subclass(SharedWeight)
 
 
 def _fingerprint(parameter: Tensor) -> tuple:
-    """Something that changes when the parameter does: its place, its version, and a sum over a sample of it."""
-    count = min(parameter.numel(), _SAMPLE)
-    sample = parameter.detach().as_strided((count,), (max(1, parameter.numel() // max(1, count)),))
-    version = None if parameter.is_inference() else parameter._version
-    return parameter.data_ptr(), version, float(sample.sum()), parameter.device, parameter.dtype
+    """Something that changes when the parameter does: its place, its version, and a weighted sum over a sample of it."""
+    size = parameter.numel()
+    step = max(1, size // _SAMPLE)
+    # A step that shared a factor with the row length would leave out whole columns.
+    while math.gcd(step, parameter.shape[-1]) > 1:
+        step -= 1
+    count = -(-size // step)
+    sample = parameter.detach().as_strided((count,), (step,)).double()
+    total = float((sample * _ranks(count, sample.device)).sum())
+    return parameter.data_ptr(), _version(parameter), total, parameter.device, parameter.dtype
+
+
+def _versions(weights: Weights) -> tuple[int | None, ...]:
+    """The version counters of kept weights, which tell of an edit that the read-only guard did not see coming."""
+    return tuple(_version(weight) for weight in weights.values())
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+@lru_cache(maxsize=32)
+def _ranks(count: int, device: torch.device) -> Tensor:
+    """Different factors for the places of a sample, so that exchanged entries are noticed."""
+    with torch.inference_mode(False):
+        return torch.linspace(1, 2, count, dtype=torch.float64, device=device)
 
 
 def _process(processor: Processor, raw: Mapping[str, Tensor], processing: Processing) -> Weights:
@@ -267,5 +307,7 @@ class _Derived(torch.autograd.Function):
         with torch.enable_grad():
             raw = [weight.detach().requires_grad_() for weight in ctx.saved_tensors]
             value = _process(processor, dict(zip(names, raw, strict=True)), processing)[short]
-            found = torch.autograd.grad(value, raw, gradients[0], allow_unused=True)
+            # A bias that processing has moved elsewhere is a constant zero.
+            constant = not value.requires_grad
+            found = [None] * len(raw) if constant else torch.autograd.grad(value, raw, gradients[0], allow_unused=True)
         return (None, None, None, None, None, *found)

@@ -120,13 +120,14 @@ def test_induction_words_of_a_model_without_the_circuit() -> None:
     result = replace(
         induction_result(), second_loss=5.0, scores=scores, heads=[], strongest=Head(0, 0), ablations=[ablation]
     )
-    words = induction_words(replace(result, composition=None))
+    words = induction_words(result)
     assert words.verdict == "none"
     text = " ".join(words.sentences)
     assert "does not fall" in text
     assert "No head reaches an induction score of 0.40; the highest is L0H0 (0.03)" in text
     assert "No head attends to the previous token by 0.40" in text
     assert "does not hang on this head alone" in text
+    assert "builds on" not in text, "there is no previous-token head to build on"
 
 
 @pytest.mark.parametrize(("second_loss", "said"), [(4.5, "falls only a little"), (2.0, "copies what it saw once")])
@@ -361,6 +362,11 @@ def test_a_terminal_too_narrow_for_a_table_gets_a_list() -> None:
     deep = HeadScores(*[torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) for _ in range(3)])
     text = printed(replace(demo_result(), induction=replace(induction_result(), scores=deep)), 100)
     assert "Strongest heads" in text and "duplicate token" in text
+
+
+def test_the_sweep_points_to_the_page_where_the_terminal_is_too_narrow() -> None:
+    assert "see the page" in printed(demo_result(), 40)
+    assert "see the page" not in printed(demo_result(), 80)
 
 
 def test_left_out_is_printed() -> None:

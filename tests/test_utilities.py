@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_the_public_names_exist_and_are_the_same_in_both_modules() -> None:
 def test_every_public_function_says_what_it_does() -> None:
     for name in utilities.__all__:
         thing = getattr(utilities, name)
-        if inspect.isfunction(thing) or inspect.isclass(thing):
+        if inspect.isfunction(thing) or (inspect.isclass(thing) and not get_args(thing)):
             assert thing.__doc__, name
 
 

@@ -74,7 +74,8 @@ def group_prompts(model: HookedTransformer, prompts: Sequence[IoiPrompt], names:
         changed = [position for position, pair in enumerate(zip(clean, swapped, strict=False)) if pair[0] != pair[1]]
         named_as_meant = sorted(clean[position] for position in places) == sorted((io, s, s))
         if len(clean) == len(swapped) and named_as_meant and changed == places[2:]:
-            rows[(len(clean), *places)].append((prompt, clean, swapped))
+            layout = (len(clean), *places)
+            rows[layout].append((prompt, clean, swapped))
     ordered = sorted(rows.items(), key=lambda item: -len(item[1]))
     return [_group(model, names, layout[1:], members) for layout, members in ordered]
 

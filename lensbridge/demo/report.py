@@ -30,6 +30,8 @@ Column = tuple[str, Callable[[Head], str]]
 
 BLUE, RED, NEUTRAL = (33, 102, 172), (178, 24, 43), (235, 235, 235)
 BORDERS = {"clear": "green", "partial": "yellow", "none": "red"}
+#: A map of more layers would fill the screen, so the strongest heads are listed instead.
+TALLEST = 16
 #: Rows of a list of heads.
 LISTED = 6
 
@@ -103,26 +105,27 @@ def sweep_tables(result: SweepResult, width: int) -> list[RenderableType]:
     if not result.meaningful:
         return []
     first = result.giver_position
+    title = "Part of the answer brought back by patching the residual stream"
     by_position = heat_table(
-        "Part of the answer brought back by patching the residual stream",
+        title,
         result.resid[:, first:],
         result.resid_labels,
         result.position_labels[first:],
         percent,
         width,
-    )
+    ) or Text(f"{title}: too wide for this terminal, see the page", style="dim")
     by_head = head_map("Part of the answer brought back by patching one head", result.heads, width, percent)
     if by_head is None:
         part: Column = ("part", lambda head: percent(score_of(result.heads, head)))
         by_head = _head_list("Heads that bring back most", result.carriers, [part])
-    return [table for table in (by_position, by_head) if table is not None]
+    return [by_position, by_head]
 
 
 def head_map(
     title: str, table: torch.Tensor, width: int, show: Callable[[float], str], full: float | None = None
 ) -> RenderableType | None:
     """A ``[layer, head]`` table in colour, or None where it would not fit."""
-    if table.shape[0] > 16:
+    if table.shape[0] > TALLEST:
         return None
     layers = [f"layer {number}" for number in range(table.shape[0])]
     heads = [f"H{number}" for number in range(table.shape[1])]

@@ -85,8 +85,10 @@ def induction_words(result: InductionResult) -> Words:
         verdict, headline = "none", f"No induction: no head above {result.threshold:.2f}, loss {losses}."
     sentences = [copying, heads, _previous_token(result)]
     sentences += [_ablation(ablation, result.second_loss) for ablation in result.ablations]
-    if result.composition is not None:
-        sentences.append(_composition(result.composition))
+    part = result.composition
+    # Where no head attends to the previous token there is nothing that induction could build on in this way.
+    if part is not None and score_of(result.scores.previous_token, part.previous_token_head) >= result.threshold:
+        sentences.append(_composition(part))
     return Words(verdict, headline, sentences)
 
 

@@ -23,7 +23,7 @@ class AttentionInputSite(Site):
     that projection only. Caches are filled once: they would keep the last firing, and it equals the others.
     """
 
-    def __init__(self, layer: int, path: str, eps: float) -> None:
+    def __init__(self, layer: int, place: Place, path: str, eps: float) -> None:
         self.layer = layer
         block = f"blocks.{layer}"
         self.prefix = f"{block}.ln1"
@@ -33,10 +33,11 @@ class AttentionInputSite(Site):
         self.names = (self.attn_in, *self.split.values(), *self.norm_names)
         self.path = path
         self.eps = eps
-        self.place = Place(path, "input")
+        self.place = place
+        self.writes_at = (path,)
 
     def visit(self, run: Run) -> None:
-        x = self.place.read(run.view)
+        x = run.read(self.place)
         inputs, changed = self._inputs(run, x)
         if not any(run.listens(name) for name in self.norm_names) and not changed:
             return
@@ -79,7 +80,7 @@ class AttentionInputSite(Site):
         """Give changed norm outputs to their projections: through HF's norm if all three agree, else one by one."""
         same = len(outputs) == 3 and all(value.dim() == 3 for value in outputs.values())
         if same and not outputs["q"].requires_grad and all(torch.equal(outputs["q"], o) for o in outputs.values()):
-            Place(self.path, "output").write(run.view, outputs["q"])
+            run.write(Place(self.path, "output"), outputs["q"])
             return
         run.inputs |= {(self.layer, letter): value for letter, value in outputs.items()}
 
@@ -94,7 +95,7 @@ class QKVSite(Site):
         self.after_edits_of = inputs.names
 
     def visit(self, run: Run) -> None:
-        x = self.place.read(run.view)
+        x = run.read(self.place)
         heads = x.unflatten(-1, (3, run.cfg.n_heads, run.cfg.d_head))
         parts, any_changed = [], False
         for index, (letter, name) in enumerate(zip(LETTERS, self.names, strict=True)):
@@ -112,11 +113,10 @@ class QKVSite(Site):
             parts.append(part)
             any_changed |= changed
         if any_changed:
-            self.place.write(run.view, torch.stack(parts, dim=-3).flatten(-3))
+            run.write(self.place, torch.stack(parts, dim=-3).flatten(-3))
 
     def _project(self, run: Run, letter: str, norm_output: Tensor) -> Tensor:
-        raw = run.basis.weights.raw_branch("attn", self.layer)
-        weight, bias = raw[f"W_{letter.upper()}"], raw[f"b_{letter.upper()}"]
+        weight, bias = run.basis.weights.projection(self.layer, letter.upper())
         equation = "bpm,hmd->bphd" if norm_output.dim() == 3 else "bphm,hmd->bphd"
         return torch.einsum(equation, norm_output, weight) + bias
 
@@ -144,11 +144,11 @@ class ScoresSite(Site):
         self.place = place
 
     def visit(self, run: Run) -> None:
-        x = self.place.read(run.view)
+        x = run.read(self.place)
         value = x.masked_fill(x < torch.finfo(x.dtype).min / 2, -torch.inf)
         value, changed = run.fire(self.names[0], value, live=False)
         if changed:
-            self.place.write(run.view, value)
+            run.write(self.place, value)
             run.edited_scores.add(self.layer)
 
 
@@ -162,12 +162,12 @@ class PatternSite(Site):
         self.after_edits_of = scores.names
 
     def visit(self, run: Run) -> None:
-        value, changed = self.place.read(run.view), False
+        value, changed = run.read(self.place), False
         if self.layer in run.edited_scores:
             value, changed = torch.where(value.isnan(), torch.zeros_like(value), value), True
         value, edited = run.fire(self.names[0], value, live=not changed)
         if changed or edited:
-            self.place.write(run.view, value)
+            run.write(self.place, value)
             run.missing_rows[self.layer] = 1 - value.sum(-1)
 
 
@@ -186,14 +186,14 @@ class ZSite(Site):
         return basis.processing.moves_value_bias
 
     def visit(self, run: Run) -> None:
-        x = self.place.read(run.view)
+        x = run.read(self.place)
         heads = x.unflatten(-1, (run.cfg.n_heads, run.cfg.d_head))
         value, changed = self._read(run, heads)
         # A map of the heads is a new tensor, and the one shown has to be kept to see what an edit changed.
         shown, mapped = value, run.basis.head_maps(self.layer) is not None
         value, edited = run.fire(self.z, shown, live=shown is heads or mapped)
         if changed or edited:
-            self.place.write(run.view, self._write(run, heads, shown, value).flatten(-2))
+            run.write(self.place, self._write(run, heads, shown, value).flatten(-2))
         if run.listens(self.result):
             self._visit_result(run, value)
 
@@ -223,7 +223,7 @@ class ZSite(Site):
         result, changed = run.fire(self.result, result, live=False)
         if changed:
             output = result.sum(-2) + weights["b_O"]
-            Place(self.path, "output").write(run.view, output)
+            run.write(Place(self.path, "output"), output)
             run.stream.branch_written(output)
 
 

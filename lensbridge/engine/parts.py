@@ -6,7 +6,6 @@ active basis, like everything that enters or leaves the engine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import nnsight
@@ -16,14 +15,11 @@ from torch import Tensor, nn
 from ..basis import Stream
 from .kv import append_new, hf_cache
 from .places import Place, View
-from .plan import Plan, Span
+from .plan import Listeners, Plan, Span, edits_of
 from .sites import Run
 
 if TYPE_CHECKING:
     from .run import Engine
-
-Listeners = Mapping[str, nn.Module]
-
 
 def run_mlp(engine: Engine, layer: int, x: Tensor, listeners: Listeners) -> Tensor:
     """One layer's MLP on the output of its norm."""
@@ -85,18 +81,20 @@ def _run_module(
     ``own`` holds what q, k or v read instead of the module's input.
     """
     span = Span(layer, layer + 1, embeds=False, norm=False, unembeds=False)
-    edited = tuple(f"blocks.{layer}.hook_{letter}_input" for letter in own)
-    plan = engine.plan_for(listeners, span, below=path, edited=edited)
+    given = tuple(f"blocks.{layer}.hook_{letter}_input" for letter in own)
+    edits = edits_of(listeners)
+    plan = engine.plan_for(edits, span, below=path, given=given)
     # The mask is eager attention's.
     eager = "attention_mask" in kwargs
     if not plan.sites:
-        with engine.undisturbed(), engine.eager_attention(eager):
+        with engine.eager_attention(eager):
             output = engine.hf_model.get_submodule(path)(**kwargs)
         return output[0] if isinstance(output, tuple) else output
-    with engine.wrapped() as view, engine.eager_attention(eager or plan.needs_eager):
-        run = engine.new_run(view, listeners, batch_size=kwargs["hidden_states"].shape[0])
+    with engine.wrapped(plan) as view, engine.eager_attention(eager or plan.needs_eager):
+        run = engine.new_run(view, listeners, edits, batch_size=kwargs["hidden_states"].shape[0])
         run.inputs = {(layer, letter): value for letter, value in own.items()}
-        return _trace_part(view, path, kwargs, run, plan)
+        with run.explaining():
+            return _trace_part(view, path, kwargs, run, plan)
 
 
 def _trace_part(view: View, path: str, kwargs: dict[str, Any], run: Run, plan: Plan) -> Tensor:

@@ -7,7 +7,7 @@ between families, so it is measured, once per model, by a run on two tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,23 +26,25 @@ Side = Literal["input", "output"]
 class View:
     """nnsight's view of a HF model, with its parts by path.
 
-    nnsight puts a handle on every module, in place of its ``forward``. It is there during a run only, so that at any other
-    moment the HF model is just what it was.
+    nnsight puts a handle on every module, in place of its ``forward``. Here a module has its handle only during a run, and
+    only if the run visits it: what nobody asked to see costs nothing, and at any other moment the HF model is just what
+    it was.
     """
 
-    def __init__(self, hf_model: nn.Module, attention_paths: list[str]) -> None:
+    def __init__(self, hf_model: nn.Module, sourced_paths: list[str]) -> None:
         #: path of an attention -> what the call and the softmax inside it are named in its source.
         self.softmax_names: dict[str, tuple[str, str]] = {}
         self._parts: dict[str, Any] = {}
-        before = [(module, _handle(module)) for module in hf_model.modules()]
+        modules = dict(hf_model.named_modules())
+        before = [(module.__dict__, _handle(module.__dict__)) for module in modules.values()]
         # The bare wrapper runs on exactly the arguments given; the tokenizing ones rebuild them on every run.
         self.nnsight = NNsight(hf_model)
-        for path in attention_paths:
+        for path in sourced_paths:
             # nnsight has to be asked to see inside a forward before a run, not during one.
             _ = self[path].source
-        self._handles = [(module.__dict__, _handle(module)) for module, _ in before]
-        for module, handle in before:
-            _put(module.__dict__, handle)
+        self._handles = {path: (module.__dict__, _handle(module.__dict__)) for path, module in modules.items()}
+        for attributes, handle in before:
+            _put(attributes, handle)
 
     def __getitem__(self, path: str) -> Any:
         part = self._parts.get(path)
@@ -50,11 +52,21 @@ class View:
             part = self._parts[path] = self.nnsight.get(path)
         return part
 
+    def show(self, point: nn.Module, value: Tensor) -> Any:
+        """Call a hook point from inside a run; what its hooks run on the HF model is not part of this run."""
+        interleaver = self.nnsight.interleaver
+        interleaver.interleaving = False
+        try:
+            return point(value)
+        finally:
+            interleaver.interleaving = True
+
     @contextmanager
-    def installed(self) -> Iterator[None]:
-        """The time of a run: nnsight's handles are on the modules."""
-        before = [(attributes, tuple(attributes.get(key) for key in _HANDLE)) for attributes, _ in self._handles]
-        for attributes, handle in self._handles:
+    def installed(self, paths: Iterable[str]) -> Iterator[None]:
+        """The time of a run: nnsight's handles are on the modules at ``paths``."""
+        here = [self._handles[path] for path in paths]
+        before = [(attributes, _handle(attributes)) for attributes, _ in here]
+        for attributes, handle in here:
             _put(attributes, handle)
         try:
             yield
@@ -63,16 +75,13 @@ class View:
                 _put(attributes, handle)
 
 
-#: What nnsight sets on a module: the function it puts in front of the module's own, and its state.
-_HANDLE = ("forward", "__nnsight__")
+def _handle(attributes: dict[str, Any]) -> tuple[Any, Any]:
+    """What nnsight sets on a module: the function in front of the module's own, and its state."""
+    return attributes.get("forward"), attributes.get("__nnsight__")
 
 
-def _handle(module: nn.Module) -> tuple[Any, ...]:
-    return tuple(module.__dict__.get(key) for key in _HANDLE)
-
-
-def _put(attributes: dict[str, Any], handle: tuple[Any, ...]) -> None:
-    for key, value in zip(_HANDLE, handle, strict=True):
+def _put(attributes: dict[str, Any], handle: tuple[Any, Any]) -> None:
+    for key, value in zip(("forward", "__nnsight__"), handle, strict=True):
         if value is None:
             attributes.pop(key, None)
         else:

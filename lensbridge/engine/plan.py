@@ -10,8 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from ..architectures import Architecture
 from ..basis import Basis
+from ..hook_points import HookPoint
 from .attention_sites import AttentionInputSite, PatternSite, QKVSite, ScoresSite, ZSite
 from .places import Place, SoftmaxPlace
 from .sites import (
@@ -27,11 +30,16 @@ from .sites import (
 )
 
 
+#: The points that somebody listens to, by name.
+Listeners = Mapping[str, nn.Module]
+
+
 @dataclass(frozen=True)
 class Plan:
-    """The sites to visit, in order, and whether eager attention is needed to reach them."""
+    """The sites to visit, in order; the modules they are at; whether eager attention is needed to reach them."""
 
     sites: tuple[Site, ...]
+    paths: frozenset[str]
     needs_eager: bool
 
 
@@ -44,6 +52,11 @@ class Span:
     embeds: bool
     norm: bool
     unembeds: bool
+
+
+def edits_of(listeners: Listeners) -> dict[str, bool]:
+    """Point name -> whether its listeners may change the value or its gradient (all but caches may)."""
+    return {name: not (isinstance(point, HookPoint) and point.only_reads) for name, point in listeners.items()}
 
 
 def sites_of(architecture: Architecture, cfg: Any, eps: Mapping[str, float]) -> tuple[list[Site], list[list[Site]], list[Site]]:
@@ -76,13 +89,14 @@ def _block_sites(architecture: Architecture, layer: int, eps: Mapping[str, float
         where = architecture.block.softmax
         return SoftmaxPlace(path("attn"), where.call, where.operation, side)
 
-    inputs = AttentionInputSite(layer, path("ln1"), eps[path("ln1")])
+    entry = Place(architecture.layer(layer), "input")
+    inputs = AttentionInputSite(layer, entry, path("ln1"), eps[path("ln1")])
     qkv = QKVSite(layer, path("qkv"), inputs)
     scores = ScoresSite(layer, softmax("input"))
     pattern = PatternSite(layer, softmax("output"), scores)
     z = ZSite(layer, path("o"), (*scores.names, *pattern.names))
     return [
-        StreamSite(f"{block}.hook_resid_pre", Place(architecture.layer(layer), "input")),
+        StreamSite(f"{block}.hook_resid_pre", entry),
         inputs,
         qkv,
         scores,
@@ -105,6 +119,7 @@ def make_plan(
     edits: Mapping[str, bool],
     basis: Basis,
     order: Mapping[tuple[str, str], int],
+    ends: Iterable[str],
 ) -> Plan:
     """The sites to visit.
 
@@ -113,11 +128,13 @@ def make_plan(
         listened: names of the points with listeners.
         edits: point name -> whether its value may be changed.
         order: the measured order of places.
+        ends: modules that a run needs besides the sites'.
     """
     wanted = set(listened)
     chosen = [site for site in sites if _needed(site, wanted, edits, basis)]
     chosen.sort(key=lambda site: _rank(site, order))
-    return Plan(tuple(chosen), any(isinstance(site.place, SoftmaxPlace) for site in chosen))
+    paths = frozenset(path for site in chosen for path in (site.place.path, *site.writes_at)) | frozenset(ends)
+    return Plan(tuple(chosen), paths, any(isinstance(site.place, SoftmaxPlace) for site in chosen))
 
 
 def _needed(site: Site, listened: set[str], edits: Mapping[str, bool], basis: Basis) -> bool:

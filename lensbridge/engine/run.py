@@ -6,7 +6,7 @@ the end is HuggingFace's own forward and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +16,9 @@ from torch import Tensor, nn
 
 from ..architectures import Architecture
 from ..basis import Basis, Stream
-from ..hook_points import HookPoint
 from .places import Place, View, measure_order
-from .plan import Plan, Span, make_plan, sites_of
-from .sites import Run, Site
-
-
-Listeners = Mapping[str, nn.Module]
+from .plan import Listeners, Plan, Span, edits_of, make_plan, sites_of
+from .sites import Recording, Run, Site
 
 
 @dataclass
@@ -55,7 +51,7 @@ class Engine:
         #: How many plans were made so far; a loop over one hook set makes one.
         self.plans_made = 0
         self._plans: dict[tuple, Plan] = {}
-        self._views: list[View] = []
+        self._views: dict[tuple[int, bool], View] = {}
         self._running: list[View] = []
         self._order: dict[tuple[str, str], int] | None = None
         eps = {path: _eps(hf_model.get_submodule(path)) for path in self._norm_paths()}
@@ -69,28 +65,42 @@ class Engine:
     # --- planning --------------------------------------------------------------------------------------------------------
 
     def plan_for(
-        self, listeners: Listeners, span: Span, below: str | None = None, edited: tuple[str, ...] = ()
+        self,
+        edits: Mapping[str, bool],
+        span: Span,
+        below: str | None = None,
+        given: tuple[str, ...] = (),
+        recorded: Collection[str] | None = None,
     ) -> Plan:
         """The plan for these listeners, from memory if the same points were listened to before.
 
         Args:
+            edits: name of a listened-to point -> whether its listeners may change the value.
             below: plan only for places inside this module of the HF model.
-            edited: points whose value is given from outside, as if a hook had set it.
+            given: points whose value comes from outside, as if a hook had set it.
+            recorded: further points whose value is wanted (hashable).
         """
-        edits = {name: not (isinstance(point, HookPoint) and point.only_reads) for name, point in listeners.items()}
         flags = (self.cfg.use_attn_in, self.cfg.use_split_qkv_input)
-        key = (tuple(edits.items()), span, below, edited, self.basis.processing, flags)
+        key = (tuple(edits.items()), span, below, given, recorded, self.basis.processing, flags)
         plan = self._plans.get(key)
         if plan is None:
             self.plans_made += 1
             sites = self._sites_in(span)
             if below is not None:
                 sites = [site for site in sites if f"{site.place.path}.".startswith(f"{below}.")]
-            plan = make_plan(sites, edits, dict.fromkeys(edited, True) | edits, self.basis, self.order)
+            ends = self._ends(span) if below is None else {below}
+            plan = make_plan(sites, {*edits, *(recorded or ())}, dict.fromkeys(given, True) | edits, self.basis, self.order, ends)
             if len(self._plans) > 4096:
                 self._plans.clear()
             self._plans[key] = plan
         return plan
+
+    def _ends(self, span: Span) -> set[str]:
+        """The modules at which a run starts and stops, besides the sites'."""
+        arch, n_layers = self.architecture, self.cfg.n_layers
+        skipped = set() if span.embeds else {arch.layer(layer) for layer in range(span.start)}
+        enters = arch.layer(span.start) if span.start < n_layers else arch.ln_final
+        return skipped | {enters, self._end(span), arch.unembed}
 
     def _sites_in(self, span: Span) -> list[Site]:
         sites = list(self._before) if span.embeds else []
@@ -104,7 +114,7 @@ class Engine:
     def order(self) -> dict[tuple[str, str], int]:
         """The measured order of the model's places; the first use measures it."""
         if self._order is None:
-            with self.eager_attention(), self.undisturbed():
+            with self.eager_attention():
                 self._order = measure_order(self.hf_model, self._attention_paths())
         return self._order
 
@@ -113,18 +123,37 @@ class Engine:
 
     # --- running ---------------------------------------------------------------------------------------------------------
 
-    def run(self, request: Request, listeners: Listeners) -> Tensor | None:
+    def run(self, request: Request, listeners: Listeners, recording: Recording | None = None) -> Tensor | None:
         """Run the model; returns logits, or the residual stream where the span ends before the norm, or None.
 
-        Everything comes back in the active basis.
+        Everything comes back in the active basis; what ``recording`` wants is kept as it is after the hooks.
         """
-        if not listeners and request.residual is None and request.span.unembeds:
-            with self.undisturbed():
-                return self.basis.logits(self.hf_model(**request.inputs).logits)
-        plan = self.plan_for(listeners, request.span)
-        with self.wrapped() as view, self.eager_attention(plan.needs_eager):
-            run = self.new_run(view, listeners, request.batch_size)
-            return _trace(view, self.architecture, run, plan, request)
+        if not listeners and recording is None and request.residual is None:
+            return self._run_unseen(request)
+        edits = edits_of(listeners)
+        plan = self.plan_for(edits, request.span, recorded=None if recording is None else recording.names)
+        with self.wrapped(plan) as view, self.eager_attention(plan.needs_eager):
+            run = self.new_run(view, listeners, edits, request.batch_size, recording)
+            with run.explaining():
+                return _trace(view, self.architecture, run, plan, request)
+
+    def _run_unseen(self, request: Request) -> Tensor | None:
+        """A run that nobody listens to: HF's own forward, left by an exception where the span ends."""
+        if request.span.unembeds:
+            return self.basis.logits(self.hf_model(**request.inputs).logits)
+        path = self.architecture.unembed if request.span.norm else self._end(request.span)
+        handle = self.hf_model.get_submodule(path).register_forward_pre_hook(_leave)
+        try:
+            self.hf_model(**request.inputs)
+        except _Reached as reached:
+            return None if request.span.norm else Stream(self.basis.centres_stream).read(reached.value)
+        finally:
+            handle.remove()
+        raise AssertionError(f"the forward pass did not reach {path!r}")
+
+    def _end(self, span: Span) -> str:
+        """The module before which a run that does not reach the norm ends."""
+        return self.architecture.layer(span.stop) if span.stop < self.cfg.n_layers else self.architecture.ln_final
 
     def run_block(self, layer: int, residual: Tensor, listeners: Listeners, mask: Tensor | None = None) -> Tensor:
         """One block on the residual stream before it; returns the stream after it."""
@@ -136,9 +165,17 @@ class Engine:
         assert output is not None
         return output
 
-    def new_run(self, view: View, listeners: Listeners, batch_size: int) -> Run:
+    def new_run(
+        self,
+        view: View,
+        listeners: Listeners,
+        edits: Mapping[str, bool],
+        batch_size: int,
+        recording: Recording | None = None,
+    ) -> Run:
         """What a run carries along, at its start."""
-        return Run(view, self.basis, self.cfg, listeners, Stream(self.basis.centres_stream), batch_size)
+        stream = Stream(self.basis.centres_stream)
+        return Run(view, self.basis, self.cfg, listeners, stream, batch_size, edits, recording)
 
     @contextmanager
     def eager_attention(self, needed: bool = True) -> Iterator[None]:
@@ -154,32 +191,35 @@ class Engine:
             self.hf_model.set_attn_implementation(before)
 
     @contextmanager
-    def wrapped(self) -> Iterator[View]:
-        """nnsight's view of the model, for one run; a run inside another's hook gets a view of its own."""
-        depth = len(self._running)
-        if depth == len(self._views):
-            self._views.append(View(self.hf_model, self._attention_paths()))
-        view = self._views[depth]
-        # Handles of a run inside another's hook lie on the outer run's.
-        with self.undisturbed(), view.installed():
+    def wrapped(self, plan: Plan) -> Iterator[View]:
+        """nnsight's view of the model, for one run of a plan; a run inside another's hook gets a view of its own."""
+        # Looking inside a forward makes every call of it dearer, so plans without softmax use a view that does not.
+        key = (len(self._running), plan.needs_eager)
+        if key not in self._views:
+            self._views[key] = View(self.hf_model, self._attention_paths() if plan.needs_eager else [])
+        view = self._views[key]
+        with view.installed(plan.paths):
             self._running.append(view)
             try:
                 yield view
             finally:
                 self._running.pop()
 
-    @contextmanager
-    def undisturbed(self) -> Iterator[None]:
-        """Keep the run that is under way (if this happens inside one of its hooks) from seeing what runs now."""
-        outer = self._running[-1].nnsight.interleaver if self._running else None
-        if outer is None:
-            yield
-            return
-        before, outer.interleaving = outer.interleaving, False
-        try:
-            yield
-        finally:
-            outer.interleaving = before
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy carries along: no view, because nnsight's handles belong to the modules they were made for."""
+        return self.__dict__ | {"_views": {}, "_running": []}
+
+
+class _Reached(Exception):
+    """The forward pass has come to where a run ends."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+
+def _leave(module: nn.Module, args: tuple) -> None:
+    raise _Reached(args[0])
 
 
 def _eps(norm: nn.Module) -> float:

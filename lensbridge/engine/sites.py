@@ -7,17 +7,26 @@ and writes it. Most points are a line of data for one of the small classes here;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..basis import Basis, Stream
-from ..errors import HookError
-from ..hook_points import HookPoint
+from ..errors import HookError, LensbridgeError
 from .places import AnyPlace, Place, View
+
+
+class Recording(Protocol):
+    """A cache that a run fills: which points it wants, and what to do with a value."""
+
+    names: Collection[str]
+
+    def keep(self, name: str, value: Tensor) -> None:
+        """Put away the value of a point."""
 
 
 @dataclass
@@ -31,6 +40,10 @@ class Run:
     listeners: Mapping[str, nn.Module]
     stream: Stream
     batch_size: int
+    #: point name -> whether its listeners may change the value or its gradient.
+    edited: Mapping[str, bool]
+    #: What to keep of the values as they are after their hooks, if anything.
+    recording: Recording | None
     #: (layer, "q" | "k" | "v") -> norm output (HF basis) that this projection has to read instead of its own input.
     inputs: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     #: layer -> 1 - sum of each row of an edited pattern, [batch, head, query_pos].
@@ -43,20 +56,38 @@ class Run:
     final_norm: Tensor | None = None
     #: The unembedding's output after its hooks.
     logits: Tensor | None = None
+    _here: AnyPlace | None = None
+    _value: Tensor | None = None
+    #: What hooks have returned that is not of the activation's shape, dtype and device, in words.
+    unlike: list[str] = field(default_factory=list)
+
+    def read(self, place: AnyPlace) -> Tensor:
+        """The live tensor at a place; several sites at one place ask the model once."""
+        if self._here != place:
+            self._here, self._value = place, place.read(self.view)
+        assert self._value is not None
+        return self._value
+
+    def write(self, place: AnyPlace, value: Tensor) -> None:
+        """Put ``value`` in the tensor's place."""
+        place.write(self.view, value)
+        self._here, self._value = place, value
 
     def value_bias(self, layer: int) -> Tensor | None:
         """`Basis.value_bias`, once per run."""
         if layer not in self.value_biases:
-            self.value_biases[layer] = self.basis.value_bias(layer)
+            # Without an edit it cancels out, and needs no graph.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and any(self.edited.values())):
+                self.value_biases[layer] = self.basis.value_bias(layer)
         return self.value_biases[layer]
 
     def listens(self, name: str) -> bool:
-        return name in self.listeners
+        """Whether a value has to be shown at ``name`` or kept from there."""
+        return name in self.listeners or (self.recording is not None and name in self.recording.names)
 
     def edits(self, name: str) -> bool:
         """Whether somebody listens at ``name`` who could change the value or its gradient."""
-        point = self.listeners.get(name)
-        return point is not None and not (isinstance(point, HookPoint) and point.only_reads)
+        return self.edited.get(name, False)
 
     def fire(self, name: str, value: Tensor, live: bool) -> tuple[Tensor, bool]:
         """Show ``value`` to the listeners of a point; returns (what they make of it, whether they changed it).
@@ -67,19 +98,50 @@ class Run:
         """
         point = self.listeners.get(name)
         if point is None:
+            self._record(name, value)
             return value, False
-        if isinstance(point, HookPoint) and point.only_reads:
-            point(value)
+        if not self.edited[name]:
+            # Caches only: nothing of the user's runs, and nothing comes back.
+            point.run_forward_hooks(value)  # type: ignore[operator]
+            self._record(name, value)
             return value, False
         shown = value.clone() if live else value
         before = None if shown.is_inference() else shown._version
-        result = point(shown)
+        result = self.view.show(point, shown)
         if not isinstance(result, Tensor):
             raise HookError(
                 f"a hook at {name!r} returned {type(result).__name__}; return a tensor to replace the activation, "
                 "or None to keep it"
             )
+        self._note_if_unlike(name, shown, result)
+        self._record(name, result)
         return result, result is not shown or before is None or result._version != before
+
+    def _record(self, name: str, value: Tensor) -> None:
+        if self.recording is not None and name in self.recording.names:
+            self.recording.keep(name, value)
+
+    def _note_if_unlike(self, name: str, shown: Tensor, result: Tensor) -> None:
+        was, now = ((tuple(x.shape), x.dtype, x.device) for x in (shown, result))
+        if was != now:
+            self.unlike.append(f"a hook at {name!r} returned {_described(*now)}, where the activation is {_described(*was)}")
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Where the forward pass fails after a hook has put in a tensor of another shape or type, say so.
+
+        Such a tensor is let through first, as in TransformerLens: it may well broadcast.
+        """
+        try:
+            yield
+        except (RuntimeError, IndexError) as error:
+            if not self.unlike or isinstance(error, LensbridgeError):
+                raise
+            raise HookError(f"{'; '.join(self.unlike)}. The forward pass then failed: {error}") from error
+
+
+def _described(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str:
+    return f"{list(shape)} {str(dtype).removeprefix('torch.')} on {device}"
 
 
 class Site:
@@ -87,6 +149,8 @@ class Site:
 
     names: tuple[str, ...]
     place: AnyPlace
+    #: Modules other than the place's that it writes at.
+    writes_at: tuple[str, ...] = ()
     #: Points whose editing makes this site necessary although nobody listens to it.
     after_edits_of: tuple[str, ...] = ()
 
@@ -107,9 +171,9 @@ class PlainSite(Site):
         self.place = place
 
     def visit(self, run: Run) -> None:
-        value, changed = run.fire(self.names[0], self.place.read(run.view), live=True)
+        value, changed = run.fire(self.names[0], run.read(self.place), live=True)
         if changed:
-            self.place.write(run.view, value)
+            run.write(self.place, value)
 
 
 class StreamSite(Site):
@@ -122,14 +186,14 @@ class StreamSite(Site):
         self.in_place = in_place
 
     def visit(self, run: Run) -> None:
-        x = self.place.read(run.view)
+        x = run.read(self.place)
         value, changed = run.fire(self.names[0], run.stream.read(x), live=not run.stream.centred)
         if not changed:
             return
         if self.in_place:
             x.copy_(value)
         else:
-            self.place.write(run.view, value)
+            run.write(self.place, value)
         run.stream.written(value)
 
 
@@ -147,10 +211,10 @@ class BranchSite(Site):
     def visit(self, run: Run) -> None:
         name = self.names[0]
         if run.listens(name):
-            value = run.stream.read_branch(self.place.read(run.view))
+            value = run.stream.read_branch(run.read(self.place))
             value, changed = run.fire(name, value, live=not run.stream.centred)
             if changed:
-                self.place.write(run.view, value)
+                run.write(self.place, value)
                 run.stream.branch_written(value)
         run.stream.add_branch()
 
@@ -159,11 +223,11 @@ class PositionSite(BranchSite):
     """``hook_pos_embed``: HF may compute one row for the whole batch, TransformerLens shows one per batch entry."""
 
     def visit(self, run: Run) -> None:
-        x = self.place.read(run.view)
+        x = run.read(self.place)
         value = run.stream.read_branch(x).expand(run.batch_size, *x.shape[1:])
         value, changed = run.fire(self.names[0], value, live=True)
         if changed:
-            self.place.write(run.view, value)
+            run.write(self.place, value)
             run.stream.branch_written(value)
         run.stream.add_branch()
 
@@ -176,18 +240,18 @@ class CopySite(Site):
         self.place = place
 
     def visit(self, run: Run) -> None:
-        value = run.stream.read(self.place.read(run.view))
+        value = run.stream.read(run.read(self.place))
         value, changed = run.fire(self.names[0], value, live=True)
         if changed:
-            self.place.write(run.view, value)
+            run.write(self.place, value)
 
 
 def normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(centred x, scale) of LayerNorm; in float32 at least, as TransformerLens computes them."""
     if x.dtype not in (torch.float32, torch.float64):
         x = x.to(torch.float32)
-    x = x - x.mean(-1, keepdim=True)
-    return x, (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+    variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+    return x - mean, (variance + eps).sqrt()
 
 
 def fire_norm(run: Run, prefix: str, x: Tensor, eps: float) -> tuple[Tensor, bool]:
@@ -210,9 +274,9 @@ class NormSite(Site):
         self.place = Place(path, "input")
 
     def visit(self, run: Run) -> None:
-        normalized, changed = fire_norm(run, self.prefix, self.place.read(run.view), self.eps)
+        normalized, changed = fire_norm(run, self.prefix, run.read(self.place), self.eps)
         if changed:
-            Place(self.path, "output").write(run.view, run.basis.norm_output_to_hf(normalized, self.path))
+            run.write(Place(self.path, "output"), run.basis.norm_output_to_hf(normalized, self.path))
         if self.final:
             run.final_norm = run.basis.norm_output(normalized, self.path)
 
@@ -228,10 +292,10 @@ class UnembedInSite(Site):
 
     def visit(self, run: Run) -> None:
         folded = run.basis.processing.fold_ln
-        value = run.final_norm if folded and run.final_norm is not None else self.place.read(run.view)
+        value = run.final_norm if folded and run.final_norm is not None else run.read(self.place)
         value, changed = run.fire(self.names[0], value, live=True)
         if changed:
-            self.place.write(run.view, run.basis.norm_output_as_hf(value, self.norm_path))
+            run.write(self.place, run.basis.norm_output_as_hf(value, self.norm_path))
 
 
 class UnembedOutSite(Site):
@@ -242,9 +306,9 @@ class UnembedOutSite(Site):
         self.place = place
 
     def visit(self, run: Run) -> None:
-        x = self.place.read(run.view)
+        x = run.read(self.place)
         value = run.basis.logits(x)
         value, changed = run.fire(self.names[0], value, live=value is x)
         if changed:
-            self.place.write(run.view, value)
+            run.write(self.place, value)
         run.logits = value

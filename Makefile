@@ -1,0 +1,58 @@
+# make demo   install into .venv and look inside the bundled model
+# make test   install what tests need, then everything that is checked: lint, format, types, tests
+#
+# A machine without a GPU saves gigabytes with
+#     make demo TORCH="--index-url https://download.pytorch.org/whl/cpu torch==2.13.0"
+
+PYTHON ?= python3
+VENV ?= .venv
+# Installed first and by itself, so that any build of it can be chosen.
+TORCH ?= torch==2.13.0
+# For pytest, as in: make test PYTEST="-n 4 tests"
+PYTEST ?=
+# Where the demo writes its page.
+HTML ?= lensbridge-demo.html
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help demo test lint types pytest docs clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+demo: $(VENV)/.installed
+	$(BIN)/lensbridge demo --html $(HTML)
+
+test: lint types pytest
+
+lint: $(VENV)/.installed-for-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-for-tests
+	$(BIN)/mypy
+
+pytest: $(VENV)/.installed-for-tests
+	$(BIN)/python -m pytest -q $(PYTEST)
+
+# The pages in docs/ that are made from the code.
+docs: $(VENV)/.installed
+	$(BIN)/python docs/make_hook_points.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
+	$(PIP) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-for-tests: $(VENV)/.torch pyproject.toml constraints.txt
+	$(PIP) -c constraints.txt -e ".[test,viz,dev]"
+	@touch $@ $(VENV)/.installed

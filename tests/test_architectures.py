@@ -1,0 +1,65 @@
+"""Is a model recognised, are its variants picked and its unsupported ones refused, and is every role where the record says?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+
+from lensbridge.architectures import BY_CLASS, architecture_of
+from lensbridge.architectures.gpt2 import GPT2
+from lensbridge.architectures.record import Architecture, Block, Softmax
+from lensbridge.errors import UnsupportedModelError
+
+
+def test_a_model_is_known_by_its_class_and_subclasses_of_it(hf: Any) -> None:
+    class Mine(GPT2LMHeadModel):
+        pass
+
+    assert architecture_of(hf) == GPT2
+    assert architecture_of(Mine(GPT2Config(n_layer=1, n_head=1, n_embd=2, vocab_size=3, n_positions=4))) == GPT2
+    assert all(record.hf_class == name for name, record in BY_CLASS.items())
+
+
+def test_an_unknown_class_is_refused_by_name() -> None:
+    model = GPT2Model(GPT2Config(n_layer=1, n_head=1, n_embd=2, vocab_size=3, n_positions=4))
+    with pytest.raises(UnsupportedModelError, match="architecture GPT2Model; known: .*GPT2LMHeadModel"):
+        architecture_of(model)
+
+
+def test_cross_attention_is_refused_with_its_reason(new_hf: Callable) -> None:
+    with pytest.raises(UnsupportedModelError, match="add_cross_attention=True is not supported: its blocks add a third"):
+        architecture_of(new_hf(add_cross_attention=True))
+
+
+def test_a_variant_of_the_config_changes_the_record(new_hf: Callable) -> None:
+    upcast = architecture_of(new_hf(reorder_and_upcast_attn=True))
+    assert upcast.block.softmax == Softmax(call="_upcast_and_reordered_attn")
+    assert dataclasses.replace(upcast, block=GPT2.block) == GPT2 and GPT2.block.softmax == Softmax()
+    assert GPT2.for_config(SimpleNamespace()) is GPT2
+
+
+def test_paths() -> None:
+    assert GPT2.layer(3) == "transformer.h.3"
+    assert GPT2.in_layer(3, "qkv") == "transformer.h.3.attn.c_attn"
+    with pytest.raises(AttributeError):
+        GPT2.in_layer(3, "nothing")
+
+
+@pytest.mark.parametrize("record", BY_CLASS.values(), ids=BY_CLASS)
+def test_every_role_is_where_the_record_says(record: Architecture, hf: Any) -> None:
+    for path in (record.embed, record.pos_embed, record.layers, record.ln_final, record.unembed):
+        hf.get_submodule(path)
+    paths = {field.name for field in dataclasses.fields(Block)} - {"qkv_layout", "softmax"}
+    assert all(hf.get_submodule(record.in_layer(1, role)) is not None for role in paths)
+    assert all(hasattr(hf.config, attribute) for attribute in record.config.values())
+    assert all(hasattr(hf.config, attribute) for attribute in (*record.variants, *record.refused))
+
+
+def test_records_are_data(hf: Any) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        GPT2.embed = "elsewhere"  # type: ignore[misc]
