@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -123,15 +123,24 @@ def cut_positions(grad: torch.Tensor, hook: Any) -> torch.Tensor:
     return grad
 
 
-BACKWARD_EDITS: dict[str, Callable[..., Any]] = {
+BACKWARD_EDITS: dict[str, Hook] = {
     "double": double,
     "cut positions": cut_positions,
     "noise": lambda grad, hook: noise(grad, hook) * 0.01 + grad,
 }
+FORWARD_EDITS: dict[str, Hook] = {"halve": halve, "noise": noise}
 
 
-@pytest.mark.parametrize("processing", PROCESSINGS)
-@pytest.mark.parametrize("edit", BACKWARD_EDITS)
+def cases(edits: Iterable[str]) -> list[Any]:
+    """Every edit under every processing; those without noise, unless the processing is the default, are slow tests."""
+    return [
+        pytest.param(edit, processing, marks=() if edit == "noise" or processing == "default" else pytest.mark.slow)
+        for edit in edits
+        for processing in PROCESSINGS
+    ]
+
+
+@pytest.mark.parametrize(("edit", "processing"), cases(BACKWARD_EDITS))
 @pytest.mark.parametrize("point", DEFAULT_POINTS)
 def test_backward_hook_edits_the_gradient(pairs: Pairs, point: str, edit: str, processing: str) -> None:
     """An edited gradient flows on to every point before it."""
@@ -191,20 +200,18 @@ def test_several_backward_hooks_run_in_order(pairs: Pairs, processing: str) -> N
         compare_gradients(pair, pair.tokens(), bwd_hooks=[(point, edit) for edit in chain])
 
 
-@pytest.mark.parametrize("processing", PROCESSINGS)
-@pytest.mark.parametrize("edit", [halve, noise])
+@pytest.mark.parametrize(("edit", "processing"), cases(FORWARD_EDITS))
 @pytest.mark.parametrize("point", DEFAULT_POINTS)
-def test_gradients_through_a_forward_edit(pairs: Pairs, point: str, edit: Hook, processing: str) -> None:
+def test_gradients_through_a_forward_edit(pairs: Pairs, point: str, edit: str, processing: str) -> None:
     pair = pairs.get("two", processing)
-    compare_gradients(pair, pair.tokens(), fwd_hooks=[(point, edit)])
+    compare_gradients(pair, pair.tokens(), fwd_hooks=[(point, FORWARD_EDITS[edit])])
 
 
-@pytest.mark.parametrize("processing", ["raw", "default"])
-@pytest.mark.parametrize("edit", [halve, noise])
+@pytest.mark.parametrize(("edit", "processing"), cases(["noise"]))
 @pytest.mark.parametrize("point", active_points(FLAGS, 2))
-def test_gradients_through_an_edit_with_all_flags_on(pairs: Pairs, point: str, edit: Hook, processing: str) -> None:
+def test_gradients_through_an_edit_with_all_flags_on(pairs: Pairs, point: str, edit: str, processing: str) -> None:
     pair = pairs.get("two", processing, FLAGS)
-    compare_gradients(pair, pair.tokens(), fwd_hooks=[(point, edit)])
+    compare_gradients(pair, pair.tokens(), fwd_hooks=[(point, FORWARD_EDITS[edit])])
 
 
 @pytest.mark.parametrize("point", ["hook_embed", "blocks.1.hook_resid_pre", "blocks.0.attn.hook_z", "unembed.hook_in"])

@@ -32,10 +32,12 @@ class Component(nn.Module):
 
     def __init__(self, interior: Interior, prefix: str, points: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.interior = interior
-        self.prefix = prefix
-        for point in points:
-            setattr(self, point, HookPoint())
+        self.__dict__.update(interior=interior, prefix=prefix)
+        self.add_points(points)
+
+    def add_points(self, names: tuple[str, ...]) -> None:
+        """Give the component hook points; in this order they are listed."""
+        self._modules.update((name, HookPoint()) for name in names)
 
     @property
     def cfg(self) -> Any:
@@ -191,8 +193,7 @@ class TransformerBlock(Component):
         self.mlp = MLP(interior, layer)
         inputs = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in")
         stream = ("hook_attn_out", "hook_mlp_out", "hook_resid_pre", "hook_resid_mid", "hook_resid_post")
-        for point in (*inputs, *stream):
-            setattr(self, point, HookPoint())
+        self.add_points((*inputs, *stream))
 
     def forward(self, resid_pre: Resid, attention_mask: Int[Tensor, "batch pos"] | None = None) -> Resid:
         """resid_post for resid_pre."""

@@ -53,16 +53,27 @@ class HookPoint(nn.Module):
     with respect to the point's output and may return the one to use for its input.
     """
 
+    fwd_hooks: list[LensHandle]
+    bwd_hooks: list[LensHandle]
+    ctx: dict
+    name: str | None
+    hook_conversion: Any
+    backward_scale: float
+    #: The hooks that nobody has removed by ``handle.hook.remove()``, by the handle's id.
+    _attached: OrderedDict[int, Callable]
+
     def __init__(self) -> None:
         super().__init__()
-        self.fwd_hooks: list[LensHandle] = []
-        self.bwd_hooks: list[LensHandle] = []
-        self.ctx: dict = {}
-        self.name: str | None = None
-        self.hook_conversion: Any = None
-        self.backward_scale: float = 1.0
-        # The ids of the handles that nobody has removed by ``handle.hook.remove()``.
-        self._attached: OrderedDict[int, Callable] = OrderedDict()
+        # A model has hundreds of points: set past nn.Module's own __setattr__, which looks for parameters and modules.
+        self.__dict__.update(
+            fwd_hooks=[],
+            bwd_hooks=[],
+            ctx={},
+            name=None,
+            hook_conversion=None,
+            backward_scale=1.0,
+            _attached=OrderedDict(),
+        )
 
     def __repr__(self) -> str:
         parts = [f"name={self.name!r}"] if self.name is not None else []
@@ -182,13 +193,14 @@ class HookPoint(nn.Module):
         def at_input(gradient: Tensor) -> Tensor | None:
             return replacement[0] if replacement else None
 
-        inner = x.view_as(x)
+        # An edit in place would move the hook at the input behind itself; a copy keeps it before.
+        inner = x.view_as(x) if all(isinstance(h.user_hook, ReadOnlyHook) for h in self.fwd_hooks) else x.clone()
+        inner.register_hook(at_input)
         outer = self.run_forward_hooks(inner)
         if not outer.requires_grad:
             return outer
         outer = outer.view_as(outer)
         outer.register_hook(at_output)
-        inner.register_hook(at_input)
         return outer
 
 

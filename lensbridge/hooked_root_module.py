@@ -86,7 +86,8 @@ class HookedRootModule(HookIntrospectionMixin, nn.Module):
         for name, module in self.named_modules():
             if name == "":
                 continue
-            module.name = name  # type: ignore[assignment]
+            # Past nn.Module's __setattr__: a model has hundreds of modules.
+            module.__dict__["name"] = name
             self.mod_dict[name] = module
             if isinstance(module, HookPoint):
                 self.hook_dict[name] = module

@@ -26,7 +26,7 @@ from .hooked_root_module import HookedRootModule
 from .inputs import Call, past_length, prepare, span_of
 from .interior import Interior, listening
 from .loading import DTYPE_FROM_STRING as DTYPE_FROM_STRING
-from .points import FLAG_SETTERS, point_of
+from .points import FLAG_SETTERS, named_points
 from .processing import Processing
 from .tokens import PaddingSide, TokenMethods
 from .utilities.defaults_utils import USE_DEFAULT_VALUE, LocallyOverridenDefaults
@@ -322,14 +322,12 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
     def setup(self) -> None:
         """Name the modules and find the hook points, and modules that were put in a hook point's place."""
         super().setup()
+        ours = dict(named_points(self.cfg.n_layers))
         #: The flag of each point that has one.
-        self._flags = {name: point.flag for name in self.hook_dict if (point := point_of(name)) and point.flag}
-        self._foreign = {name for name in self.hook_dict if point_of(name) is None}
-        self._spliced = {
-            name: module
-            for name, module in self.mod_dict.items()
-            if point_of(name) is not None and not isinstance(module, HookPoint)
-        }
+        self._flags = {name: point.flag for name, point in ours.items() if point.flag and name in self.hook_dict}
+        self._foreign = self.hook_dict.keys() - ours.keys()
+        modules = self.mod_dict
+        self._spliced = {n: modules[n] for n in ours if n in modules and not isinstance(modules[n], HookPoint)}
 
     def _listeners(self) -> dict[str, nn.Module]:
         found = listening(self.hook_dict)

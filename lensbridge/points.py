@@ -90,9 +90,13 @@ def point_of(name: str) -> Point | None:
     return BY_NAME.get(template(name))
 
 
+def named_points(n_layers: int) -> list[tuple[str, Point]]:
+    """(name, row) of every point of a model with ``n_layers`` layers, in firing order."""
+    before, block, after = POINTS[:2], [p for p in POINTS if p.in_layer], [p for p in POINTS[2:] if not p.in_layer]
+    layers = [(p.name.replace("{l}", str(layer)), p) for layer in range(n_layers) for p in block]
+    return [*((p.name, p) for p in before), *layers, *((p.name, p) for p in after)]
+
+
 def names(n_layers: int) -> list[str]:
-    """Every point of a model with ``n_layers`` layers, in firing order."""
-    before = [p.name for p in POINTS[:2]]
-    block = [p.name for p in POINTS if p.in_layer]
-    after = [p.name for p in POINTS[2:] if not p.in_layer]
-    return before + [name.format(l=layer) for layer in range(n_layers) for name in block] + after
+    """The name of every point of a model with ``n_layers`` layers, in firing order."""
+    return [name for name, _ in named_points(n_layers)]

@@ -69,12 +69,12 @@ class AttentionInputSite(Site):
 
     def _show_norm(self, run: Run, x: Tensor) -> None:
         """Fill caches: the norm of one head's copy of the input is the norm of all."""
-        one = x[..., 0, :] if x.dim() == 4 else x
-        centred, scale = normalise(one, self.eps)
+        if x.dim() == 3:
+            fire_norm(run, self.prefix, x, self.eps, quick=True)
+            return
+        centred, scale = normalise(x[..., 0, :], self.eps)
         for name, value in zip(self.norm_names, (scale, centred / scale), strict=True):
-            if x.dim() == 4:
-                value = value.unsqueeze(-2).expand(*x.shape[:-1], value.shape[-1])
-            run.fire(name, value, live=True)
+            run.fire(name, value.unsqueeze(-2).expand(*x.shape[:-1], value.shape[-1]), live=True)
 
     def _hand_over(self, run: Run, outputs: dict[str, Tensor]) -> None:
         """Give changed norm outputs to their projections: through HF's norm if all three agree, else one by one."""

@@ -37,11 +37,13 @@ class View:
         self._parts: dict[str, Any] = {}
         modules = dict(hf_model.named_modules())
         before = [(module.__dict__, _handle(module.__dict__)) for module in modules.values()]
+        self._forwards = {path: _own_forward(module) for path, module in modules.items()}
         # The bare wrapper runs on exactly the arguments given; the tokenizing ones rebuild them on every run.
         self.nnsight = NNsight(hf_model)
         for path in sourced_paths:
             # nnsight has to be asked to see inside a forward before a run, not during one.
             _ = self[path].source
+        self._modules = modules
         self._handles = {path: (module.__dict__, _handle(module.__dict__)) for path, module in modules.items()}
         for attributes, handle in before:
             _put(attributes, handle)
@@ -51,6 +53,10 @@ class View:
         if part is None:
             part = self._parts[path] = self.nnsight.get(path)
         return part
+
+    def fits(self, paths: Iterable[str]) -> bool:
+        """Whether the modules at ``paths`` have the forwards around which the handles were made."""
+        return all(_own_forward(self._modules[path]) == self._forwards[path] for path in paths)
 
     def show(self, point: nn.Module, value: Tensor) -> Any:
         """Call a hook point from inside a run; what its hooks run on the HF model is not part of this run."""
@@ -73,6 +79,11 @@ class View:
         finally:
             for attributes, handle in before:
                 _put(attributes, handle)
+
+
+def _own_forward(module: nn.Module) -> tuple[Any, type]:
+    """What decides which forward a module runs: its own attribute (accelerate sets one, say), else its class."""
+    return module.__dict__.get("forward"), type(module)
 
 
 def _handle(attributes: dict[str, Any]) -> tuple[Any, Any]:

@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import nnsight
+import torch
+from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor, nn
 
 from ..architectures import Architecture
 from ..basis import Basis, Stream
+from ..errors import SourceNotFoundError, UnsupportedModelError
 from .places import Place, View, measure_order
 from .plan import Listeners, Plan, Span, edits_of, make_plan, sites_of
 from .sites import Recording, Run, Site
@@ -54,8 +58,12 @@ class Engine:
         self._views: dict[tuple[int, bool], View] = {}
         self._running: list[View] = []
         self._order: dict[tuple[str, str], int] | None = None
-        eps = {path: _eps(hf_model.get_submodule(path)) for path in self._norm_paths()}
-        self._before, self._blocks, self._after = sites_of(architecture, cfg, eps)
+
+    @cached_property
+    def _sites(self) -> tuple[list[Site], list[list[Site]], list[Site]]:
+        """Every site there is: before the blocks, by block, after the blocks."""
+        eps = {path: float(self.hf_model.get_submodule(path).eps) for path in self._norm_paths()}
+        return sites_of(self.architecture, self.cfg, eps)
 
     def _norm_paths(self) -> list[str]:
         layers = range(self.cfg.n_layers)
@@ -103,11 +111,12 @@ class Engine:
         return skipped | {enters, self._end(span), arch.unembed}
 
     def _sites_in(self, span: Span) -> list[Site]:
-        sites = list(self._before) if span.embeds else []
-        for block in self._blocks[span.start : span.stop]:
+        before, blocks, after = self._sites
+        sites = list(before) if span.embeds else []
+        for block in blocks[span.start : span.stop]:
             sites += block
         if span.norm:
-            sites += self._after if span.unembeds else self._after[:1]
+            sites += after if span.unembeds else after[:1]
         return sites
 
     @property
@@ -127,15 +136,28 @@ class Engine:
         """Run the model; returns logits, or the residual stream where the span ends before the norm, or None.
 
         Everything comes back in the active basis; what ``recording`` wants is kept as it is after the hooks.
+
+        Raises:
+            UnsupportedModelError: an edit in training with gradient checkpointing.
         """
         if not listeners and recording is None and request.residual is None:
             return self._run_unseen(request)
         edits = edits_of(listeners)
+        if any(edits.values()):
+            self._refuse_checkpointing()
         plan = self.plan_for(edits, request.span, recorded=None if recording is None else recording.names)
         with self.wrapped(plan) as view, self.eager_attention(plan.needs_eager):
             run = self.new_run(view, listeners, edits, request.batch_size, recording)
             with run.explaining():
                 return _trace(view, self.architecture, run, plan, request)
+
+    def _refuse_checkpointing(self) -> None:
+        model = self.hf_model
+        if model.training and torch.is_grad_enabled() and model.is_gradient_checkpointing:
+            raise UnsupportedModelError(
+                "gradient checkpointing runs each block again in the backward pass, without the hooks, so that gradients "
+                "would be those of a run without edits: call hf_model.gradient_checkpointing_disable() first"
+            )
 
     def _run_unseen(self, request: Request) -> Tensor | None:
         """A run that nobody listens to: HF's own forward, left by an exception where the span ends."""
@@ -195,15 +217,27 @@ class Engine:
         """nnsight's view of the model, for one run of a plan; a run inside another's hook gets a view of its own."""
         # Looking inside a forward makes every call of it dearer, so plans without softmax use a view that does not.
         key = (len(self._running), plan.needs_eager)
-        if key not in self._views:
-            self._views[key] = View(self.hf_model, self._attention_paths() if plan.needs_eager else [])
-        view = self._views[key]
+        view = self._views.get(key)
+        # A run inside another's hook finds that run's handles, which are none of the model's own forwards.
+        if view is None or not (self._running or view.fits(plan.paths)):
+            view = self._views[key] = View(self.hf_model, self._attention_paths() if plan.needs_eager else [])
         with view.installed(plan.paths):
             self._running.append(view)
             try:
                 yield view
+            except OutOfOrderError as error:
+                self._forget_structure()
+                raise SourceNotFoundError(
+                    f"the forward pass did not come by where it did when its order was measured ({error}): modules of the "
+                    "HF model were replaced or changed since. It will be measured again; run once more."
+                ) from error
             finally:
                 self._running.pop()
+
+    def _forget_structure(self) -> None:
+        self._views.clear()
+        self._plans.clear()
+        self._order = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy carries along: no view, because nnsight's handles belong to the modules they were made for."""
@@ -220,10 +254,6 @@ class _Reached(Exception):
 
 def _leave(module: nn.Module, args: tuple) -> None:
     raise _Reached(args[0])
-
-
-def _eps(norm: nn.Module) -> float:
-    return float(norm.eps)  # type: ignore[arg-type]
 
 
 def _trace(view: View, architecture: Architecture, run: Run, plan: Plan, request: Request) -> Tensor | None:

@@ -1,0 +1,707 @@
+"""Does a run visit what is listened to and nothing else, and leave the HuggingFace model as it was, whatever happens?"""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import nnsight
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+
+import lensbridge.engine.parts
+import lensbridge.engine.run
+from lensbridge import points
+from lensbridge.engine.places import Place, SoftmaxPlace, View, measure_order
+from lensbridge.errors import HookError, SourceNotFoundError
+from lensbridge.hook_points import HookPoint
+
+MID = "blocks.0.hook_resid_mid"
+POST = "blocks.0.hook_resid_post"
+
+
+def keep(value: Tensor, hook: HookPoint) -> None:
+    """A hook that could edit, and does not."""
+
+
+def doubled(value: Tensor, hook: HookPoint) -> Tensor:
+    return value * 2
+
+
+def assert_untouched(hf: nn.Module, lens: Any) -> None:
+    """No handle of nnsight's, no hook and no memory of a run is left."""
+    left = [name for name, module in hf.named_modules() if {"forward", "__nnsight__"} & module.__dict__.keys()]
+    assert left == []
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in hf.modules())
+    assert lens.list_hooks() == {} and lens.context_level == 0
+    assert lens.interior.engine._running == [] and not lens.is_caching
+
+
+@pytest.fixture(params=[False, True], ids=["raw", "processed"])
+def either(request: pytest.FixtureRequest, raw: Any, lens: Any) -> Any:
+    return lens if request.param else raw
+
+
+# --- planning --------------------------------------------------------------------------------------------------------
+
+
+def test_a_loop_over_one_set_of_hooks_plans_once(lens: Any) -> None:
+    engine, one = lens.interior.engine, torch.tensor([[5]])
+    for index in range(1000):
+        lens.run_with_hooks(one, fwd_hooks=[("hook_embed", lambda value, hook, index=index: value + index)])
+    assert engine.plans_made == 1
+    lens.run_with_hooks(one, fwd_hooks=[("hook_pos_embed", keep)])
+    assert engine.plans_made == 2
+
+
+@torch.no_grad()
+def test_a_plan_is_not_reused_where_it_would_be_wrong(lens: Any, tokens: Tensor) -> None:
+    engine = lens.interior.engine
+    pattern = [("blocks.0.attn.hook_pattern", lambda value, hook: value * 0.5)]
+
+    def run(**arguments: Any) -> int:
+        lens.run_with_hooks(tokens, fwd_hooks=pattern, **arguments)
+        return engine.plans_made
+
+    assert [run(), run(), run(stop_at_layer=1), run(), run(return_type=None)] == [1, 1, 2, 2, 3]
+    lens.process_weights_(fold_ln=False)
+    assert run() == 4
+    lens.set_use_split_qkv_input(True)
+    assert run() == 5
+    lens.run_with_cache(tokens, names_filter="blocks.0.attn.hook_pattern")
+    assert engine.plans_made == 6
+
+
+@pytest.mark.parametrize("arguments", [{}, {"stop_at_layer": 1}, {"return_type": None}], ids=str)
+def test_a_run_that_nobody_listens_to_is_no_trace(
+    either: Any, tokens: Tensor, monkeypatch: pytest.MonkeyPatch, arguments: dict
+) -> None:
+    expected = either.run_with_hooks(tokens, fwd_hooks=[("hook_embed", keep)], **arguments)
+    plans = either.interior.engine.plans_made
+    monkeypatch.setattr(lensbridge.engine.run, "_trace", None)
+    found = either(tokens, **arguments)
+    assert found is expected is None or torch.equal(found, expected)
+    assert either.interior.engine.plans_made == plans
+    with pytest.raises(TypeError):
+        either.run_with_hooks(tokens, fwd_hooks=[("hook_embed", keep)])
+
+
+@pytest.fixture
+def visits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The places that are read from now on."""
+    found: list[str] = []
+    for cls in (Place, SoftmaxPlace):
+        genuine = cls.read
+
+        def read(self: Any, view: View, genuine: Callable = genuine) -> Tensor:
+            found.append(f"{self.path}.{'softmax ' if isinstance(self, SoftmaxPlace) else ''}{self.side}")
+            return genuine(self, view)
+
+        monkeypatch.setattr(cls, "read", read)
+    return found
+
+
+END = "lm_head.output"
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("hook_embed", ["transformer.wte.output", END]),
+        ("blocks.1.hook_resid_pre", ["transformer.h.1.input", END]),
+        ("blocks.0.attn.hook_q", ["transformer.h.0.attn.c_attn.output", END]),
+        ("blocks.0.attn.hook_attn_scores", ["transformer.h.0.attn.softmax input", END]),
+        ("blocks.1.mlp.hook_post", ["transformer.h.1.mlp.c_proj.input", END]),
+        ("unembed.hook_out", [END]),
+    ],
+)
+def test_a_cache_reads_the_places_of_its_points_only(
+    raw: Any, tokens: Tensor, visits: list[str], name: str, places: list[str]
+) -> None:
+    raw.run_with_cache(tokens, names_filter=name)
+    assert visits == places
+
+
+def test_handles_are_only_where_a_run_goes(hf: Any, lens: Any, tokens: Tensor) -> None:
+    handled: list[str] = []
+
+    def hook(value: Tensor, hook: HookPoint) -> None:
+        handled[:] = [name for name, module in hf.named_modules() if "__nnsight__" in module.__dict__]
+
+    lens.run_with_hooks(tokens, fwd_hooks=[("blocks.1.mlp.hook_post", hook)])
+    assert "transformer.h.1.mlp.c_proj" in handled and "transformer.h.0.mlp.c_proj" not in handled
+    assert_untouched(hf, lens)
+
+
+# --- order -----------------------------------------------------------------------------------------------------------
+
+
+class MLPFirst(GPT2Block):
+    """A block that runs its MLP before its attention."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        hidden_states = hidden_states + self.mlp(self.ln_2(hidden_states))
+        kwargs.pop("encoder_hidden_states", None)
+        kwargs = {name: kwargs[name] for name in ("attention_mask", "past_key_values", "position_ids") if name in kwargs}
+        return hidden_states + self.attn(self.ln_1(hidden_states), *args, **kwargs)[0]
+
+
+def test_the_order_of_places_is_measured(hf: Any, lens: Any, raw: Any, tokens: Tensor) -> None:
+    plain = list(raw.run_with_cache(tokens)[1])
+    for block in hf.transformer.h:
+        block.__class__ = MLPFirst
+    expected = hf(tokens).logits
+    # A lens that has measured the order before notices that it is another one, and measures again.
+    with pytest.raises(SourceNotFoundError, match="run once more"):
+        raw.run_with_cache(tokens)
+    assert_untouched(hf, raw)
+    logits, cache = raw.run_with_cache(tokens)
+    assert torch.equal(logits, expected)
+    assert sorted(cache) == sorted(plain) and list(cache) != plain
+    assert list(cache).index("blocks.0.mlp.hook_post") < list(cache).index("blocks.0.attn.hook_q")
+    zeroed = [(lambda name: "mlp.hook_post" in name, lambda value, hook: value * 0)]
+    # One that sees the model for the first time is right at once.
+    found = lens.run_with_hooks(tokens, fwd_hooks=zeroed)
+    for block in hf.transformer.h:
+        nn.init.zeros_(block.mlp.c_proj.weight)
+    assert torch.allclose(lens(tokens), found, atol=1e-5)
+
+
+def test_measuring_leaves_the_model_and_the_random_state_alone(hf: Any) -> None:
+    hf.train()
+    state = torch.random.get_rng_state()
+    order = measure_order(hf, ["transformer.h.0.attn", "transformer.h.1.attn"])
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert hf.training and not any(module._forward_hooks or module._forward_pre_hooks for module in hf.modules())
+    inside = ["transformer.h.0.attn"] * 3
+    ranks = [order[path, side] for path, side in zip(inside, ("input", "softmax", "output"), strict=True)]
+    assert ranks == sorted(ranks) and ranks[2] < order["transformer.h.0.mlp", "input"]
+
+
+def test_a_softmax_that_is_not_there_is_an_error_that_says_where_it_was_looked_for(hf: Any, lens: Any, tokens: Tensor) -> None:
+    lens(tokens)
+    for block in lens.interior.engine._blocks:
+        for site in block:
+            if isinstance(site.place, SoftmaxPlace):
+                site.place = SoftmaxPlace(site.place.path, site.place.call, "sparsemax", site.place.side)
+    with pytest.raises(SourceNotFoundError, match="no 'sparsemax' inside a call of 'attention_interface'"):
+        lens.run_with_cache(tokens, names_filter="blocks.0.attn.hook_pattern")
+    assert_untouched(hf, lens)
+
+
+# --- parts of the model ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def computing(hf: nn.Module) -> Iterator[list[str]]:
+    """The modules without parts that compute something meanwhile, in order."""
+    ran: list[str] = []
+    handles = [
+        module.register_forward_hook(lambda module, args, output, name=name: ran.append(name))
+        for name, module in hf.named_modules()
+        if not list(module.children())
+    ]
+    yield ran
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("hook", [None, "hook_embed", "blocks.0.attn.hook_pattern"])
+@pytest.mark.parametrize(
+    ("arguments", "end"),
+    [
+        ({"stop_at_layer": 0}, "transformer.h.0"),
+        ({"stop_at_layer": 1}, "transformer.h.1"),
+        ({"stop_at_layer": -1}, "transformer.h.1"),
+        ({"stop_at_layer": 2}, "transformer.ln_f"),
+        ({"stop_at_layer": 9}, "transformer.ln_f"),
+        ({"return_type": None}, "lm_head"),
+    ],
+    ids=str,
+)
+def test_later_layers_do_not_run(
+    hf: Any, either: Any, tokens: Tensor, hook: str | None, arguments: dict, end: str
+) -> None:
+    hooks = [] if hook is None else [(hook, keep)]
+    either.run_with_hooks(tokens, fwd_hooks=hooks)
+    with computing(hf) as whole:
+        hf(tokens)
+    before_end = whole[: [name.startswith(end) for name in whole].index(True)]
+    with computing(hf) as ran:
+        out = either.run_with_hooks(tokens, fwd_hooks=hooks, **arguments)
+    if out is None and hooks:
+        # The final norm is left by an exception after it has computed, which a module hook does not see.
+        ran.append("transformer.ln_f")
+    assert ran == before_end
+    if "stop_at_layer" in arguments:
+        layer = len(range(2)[: arguments["stop_at_layer"]])
+        name = f"blocks.{layer}.hook_resid_pre" if layer < 2 else "blocks.1.hook_resid_post"
+        assert torch.allclose(out, either.run_with_cache(tokens)[1][name], atol=1e-5)
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, -1])
+def test_earlier_layers_do_not_run(hf: Any, either: Any, tokens: Tensor, start: int) -> None:
+    logits, cache = either.run_with_cache(tokens)
+    layer = range(2)[start:]
+    first = layer[0] if len(layer) else 2
+    residual = cache[f"blocks.{first}.hook_resid_pre"] if first < 2 else cache["blocks.1.hook_resid_post"]
+    with computing(hf) as ran:
+        found = either(residual, start_at_layer=start)
+    assert torch.allclose(found, logits, atol=1e-4)
+    assert [name for name in ran if name.startswith(tuple(f"transformer.h.{layer}." for layer in range(first)))] == []
+    assert "transformer.wte" not in ran and ran[-1] == "lm_head"
+
+
+def test_a_span_in_the_middle(either: Any, tokens: Tensor) -> None:
+    cache = either.run_with_cache(tokens)[1]
+    found, inner = either.run_with_cache(cache["blocks.0.hook_resid_pre"], start_at_layer=0, stop_at_layer=1)
+    assert torch.allclose(found, cache[POST], atol=1e-5)
+    assert list(inner) == [name for name in cache if name.startswith("blocks.0.")]
+    assert torch.equal(either(found, start_at_layer=1, stop_at_layer=1), either(found, start_at_layer=1, stop_at_layer=0))
+
+
+# --- exceptions ------------------------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+POINTS_OF_ALL_KINDS = [
+    "hook_embed", "blocks.0.ln2.hook_scale", "blocks.0.attn.hook_q", "blocks.1.attn.hook_pattern", MID, "unembed.hook_out"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, SystemExit, GeneratorExit, StopIteration])
+@pytest.mark.parametrize("name", POINTS_OF_ALL_KINDS)
+def test_an_exception_in_a_hook_leaves_nothing_behind(
+    new_hf: Callable, new_lens: Callable, tokens: Tensor, error: type[BaseException], name: str
+) -> None:
+    hf = new_hf(attention="sdpa")
+    lens = new_lens(hf)
+    before, cached = lens(tokens), lens.run_with_cache(tokens)
+
+    def hook(value: Tensor, hook: HookPoint) -> None:
+        raise error("why")
+
+    with pytest.raises(error, match="why"):
+        lens.run_with_hooks(tokens, fwd_hooks=[("hook_embed", doubled), (name, hook)])
+    assert_untouched(hf, lens)
+    assert hf.config._attn_implementation == "sdpa"
+    assert torch.equal(lens(tokens), before) and torch.equal(hf(tokens).logits, hf(tokens).logits)
+    logits, cache = lens.run_with_cache(tokens)
+    assert torch.equal(logits, cached[0]) and all(torch.equal(cache[key], cached[1][key]) for key in cache)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"stop_at_layer": 2}, {"return_type": None}], ids=str)
+@pytest.mark.parametrize("hooks", [[], [("blocks.1.attn.hook_pattern", keep)]], ids=["no hooks", "hooks"])
+def test_an_exception_in_the_hf_model_leaves_nothing_behind(
+    hf: Any, lens: Any, tokens: Tensor, arguments: dict, hooks: list
+) -> None:
+    expected = lens.run_with_cache(tokens)[0]
+
+    def fail(*_: Any) -> None:
+        raise Stop("in the model")
+
+    handle = hf.transformer.h[1].mlp.register_forward_pre_hook(fail)
+    for run in (lambda: lens.run_with_hooks(tokens, fwd_hooks=hooks, **arguments), lambda: lens.run_with_cache(tokens)):
+        with pytest.raises(Stop, match="in the model"):
+            run()
+    handle.remove()
+    assert_untouched(hf, lens)
+    assert torch.equal(lens.run_with_cache(tokens)[0], expected)
+
+
+def test_an_input_that_the_hf_model_refuses_leaves_nothing_behind(hf: Any, lens: Any, tokens: Tensor) -> None:
+    expected = lens.run_with_cache(tokens)[0]
+    for run in (lens.run_with_cache, lens):
+        with pytest.raises((IndexError, RuntimeError)):
+            run(torch.full((1, 3), 100_000))
+    assert_untouched(hf, lens)
+    assert torch.equal(lens.run_with_cache(tokens)[0], expected)
+
+
+# --- what hooks may return -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", ["text", 3.0, (1, 2), [torch.ones(1)], np.zeros(3), {}], ids=lambda x: type(x).__name__)
+def test_what_is_no_tensor_is_refused(hf: Any, lens: Any, tokens: Tensor, wrong: Any) -> None:
+    with pytest.raises(HookError, match=f"a hook at '{POST}' returned {type(wrong).__name__}; return a tensor"):
+        lens.run_with_hooks(tokens, fwd_hooks=[(POST, lambda value, hook: wrong)])
+    assert_untouched(hf, lens)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "what"),
+    [
+        (POST, lambda value: value[:, :3], r"returned \[2, 3, 20\] float32 on cpu, where the activation is \[2, 7, 20\]"),
+        (POST, lambda value: value[..., :3], r"\[2, 7, 3\]"),
+        ("hook_embed", lambda value: value.double(), r"\[2, 7, 20\] float64 on cpu, where the activation is .* float32"),
+        ("blocks.0.attn.hook_pattern", lambda value: value.to("meta"), "float32 on meta"),
+        ("blocks.0.attn.hook_q", lambda value: value[:, :, :2], r"\[2, 7, 2, 5\]"),
+        ("blocks.0.mlp.hook_post", lambda value: value.long(), "int64"),
+    ],
+)
+def test_a_tensor_of_another_kind_is_named_when_the_run_fails_on_it(
+    hf: Any, lens: Any, tokens: Tensor, name: str, change: Callable, what: str
+) -> None:
+    with pytest.raises(HookError, match=f"a hook at '{name}' .*{what}") as caught:
+        lens.run_with_hooks(tokens, fwd_hooks=[(name, lambda value, hook: change(value))])
+    assert isinstance(caught.value, RuntimeError) and caught.value.__cause__ is not None
+    assert_untouched(hf, lens)
+
+
+def test_a_users_own_error_is_not_blamed_on_a_hook(lens: Any, tokens: Tensor) -> None:
+    def fail(value: Tensor, hook: HookPoint) -> None:
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="^mine$"):
+        lens.run_with_hooks(tokens, fwd_hooks=[("hook_embed", doubled), (POST, fail)])
+
+
+def test_a_tensor_that_broadcasts_is_let_through(lens: Any, tokens: Tensor) -> None:
+    one_row = lens.run_with_hooks(tokens, fwd_hooks=[(MID, lambda value, hook: value[:1])])
+    both = lens.run_with_hooks(tokens, fwd_hooks=[(MID, lambda value, hook: value[:1].expand(2, -1, -1))])
+    assert torch.equal(one_row, both)
+
+
+# --- runs inside runs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*POINTS_OF_ALL_KINDS, "blocks.0.mlp.hook_post"])
+def test_a_hook_may_run_anything(hf: Any, lens: Any, raw: Any, tokens: Tensor, name: str) -> None:
+    x = torch.randn(1, 3, 20, generator=torch.Generator().manual_seed(0))
+    other = tokens.flip(0)[:1, :4]
+    runs: dict[str, Callable[[], Any]] = {
+        "model": lambda: lens(other),
+        "stopped": lambda: lens(other, stop_at_layer=1),
+        "started": lambda: lens(x, start_at_layer=1),
+        "hooked": lambda: lens.run_with_hooks(other, fwd_hooks=[("blocks.0.attn.hook_pattern", doubled)]),
+        "mlp": lambda: lens.blocks[0].mlp(x),
+        "attention": lambda: lens.blocks[1].attn(x),
+        "block": lambda: lens.blocks[0](x),
+        "unembedding": lambda: lens.unembed(lens.ln_final(x)),
+        "weights": lambda: lens.W_Q.sum() + lens.b_U.sum(),
+        "another lens": lambda: raw(other),
+        "another lens' cache": lambda: raw.run_with_cache(other)[1]["blocks.1.attn.hook_pattern"],
+        "the HF model": lambda: hf(other).logits,
+        "a part of the HF model": lambda: hf.transformer.h[0].mlp(x),
+    }
+    expected = {label: run() for label, run in runs.items()}
+    for label, run in runs.items():
+        found: list[Tensor] = []
+
+        def hook(value: Tensor, hook: HookPoint, run: Callable = run, found: list = found) -> Tensor:
+            hook.remove_hooks()  # or the run inside would call it again
+            found.append(run())
+            return value * 1.5
+
+        plain = lens.run_with_hooks(tokens, fwd_hooks=[(name, lambda value, hook: value * 1.5)])
+        outer = lens.run_with_hooks(tokens, fwd_hooks=[(name, hook)])
+        assert torch.equal(found[0], expected[label]), label
+        assert torch.equal(outer, plain), label
+        assert_untouched(hf, lens)
+        assert_untouched(hf, raw)
+
+
+def test_a_cache_inside_a_hook_is_whole_and_the_outer_one_too(lens: Any, tokens: Tensor) -> None:
+    expected, inner = lens.run_with_cache(tokens)[1], []
+
+    def hook(value: Tensor, hook: HookPoint) -> None:
+        hook.remove_hooks()
+        inner.append(lens.run_with_cache(tokens)[1])
+
+    with lens.hooks([("blocks.0.attn.hook_pattern", hook)]):
+        outer = lens.run_with_cache(tokens)[1]
+    for cache in (inner[0], outer):
+        assert list(cache) == list(expected) and all(torch.equal(cache[name], expected[name]) for name in expected)
+
+
+def test_hooks_may_call_each_other_down_to_a_bottom(hf: Any, lens: Any, tokens: Tensor) -> None:
+    expected, depth = lens(tokens), []
+
+    def hook(value: Tensor, hook: HookPoint) -> None:
+        depth.append(len(depth))
+        if len(depth) < 4:
+            assert torch.equal(lens(tokens), expected)
+
+    assert torch.equal(lens.run_with_hooks(tokens, fwd_hooks=[(POST, hook)]), expected)
+    assert depth == [0, 1, 2, 3]
+    assert_untouched(hf, lens)
+
+
+def test_an_exception_in_an_inner_run_may_be_caught(hf: Any, lens: Any, tokens: Tensor) -> None:
+    expected = lens(tokens)
+
+    def fail(value: Tensor, hook: HookPoint) -> None:
+        raise Stop
+
+    def hook(value: Tensor, hook: HookPoint) -> None:
+        hook.remove_hooks()
+        with pytest.raises(Stop):
+            lens.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_pattern", fail)])
+
+    assert torch.equal(lens.run_with_hooks(tokens, fwd_hooks=[(POST, hook)]), expected)
+    assert_untouched(hf, lens)
+
+
+# --- attention implementations ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sdpa(new_hf: Callable, new_lens: Callable, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, list[str]]:
+    """(HF model with sdpa attention, lens, the implementations it is switched to)."""
+    hf, switched = new_hf(attention="sdpa"), []
+    lens = new_lens(hf)
+    lens.interior.engine.order  # noqa: B018 (measured once, with eager attention)
+    genuine = type(hf).set_attn_implementation
+    monkeypatch.setattr(
+        type(hf), "set_attn_implementation", lambda self, name: switched.append(name) or genuine(self, name)
+    )
+    return hf, lens, switched
+
+
+def test_only_runs_that_touch_scores_or_pattern_switch_to_eager(sdpa: Any, tokens: Tensor) -> None:
+    hf, lens, switched = sdpa
+    reachable = [name for name in lens.hook_dict if "scores" not in name and "pattern" not in name and lens._is_on(name)]
+    lens(tokens)
+    lens.run_with_cache(tokens, names_filter=reachable)
+    lens.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_z", doubled), ("blocks.0.attn.hook_v", doubled)])
+    assert switched == []
+    for name in ("scores", "pattern"):
+        point = f"blocks.1.attn.hook_{'attn_' if name == 'scores' else ''}{name}"
+        seen = []
+        lens.run_with_hooks(tokens, fwd_hooks=[(point, lambda value, hook: seen.append(hf.config._attn_implementation))])
+        assert (switched, seen, hf.config._attn_implementation) == (["eager", "sdpa"], ["eager"], "sdpa")
+        switched.clear()
+
+
+def test_both_implementations_give_the_same_numbers(sdpa: Any, new_hf: Callable, new_lens: Callable, tokens: Tensor) -> None:
+    _, lens, _ = sdpa
+    logits, cache = lens.run_with_cache(tokens)
+    expected, reference = new_lens(new_hf()).run_with_cache(tokens)
+    assert torch.allclose(logits, expected, atol=1e-5) and list(cache) == list(reference)
+    assert all(torch.allclose(cache[name], reference[name], atol=1e-5) for name in cache)
+    halved = [("blocks.0.attn.hook_pattern", lambda value, hook: value / 2)]
+    assert torch.allclose(
+        lens.run_with_hooks(tokens, fwd_hooks=halved), new_lens(new_hf()).run_with_hooks(tokens, fwd_hooks=halved), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("option", ["reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx"])
+def test_variants_of_attention(new_hf: Callable, new_lens: Callable, tokens: Tensor, option: str) -> None:
+    hf = new_hf(**{option: True})
+    lens = new_lens(hf, raw=True)
+    logits, cache = lens.run_with_cache(tokens)
+    assert torch.equal(logits, hf(tokens).logits)
+    q, k, v = (cache[f"blocks.1.attn.hook_{letter}"] for letter in "qkv")
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / 5**0.5 / (2 if option.startswith("scale") else 1)
+    scores = scores.masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf)
+    assert torch.allclose(cache["blocks.1.attn.hook_attn_scores"], scores, atol=1e-5)
+    assert torch.allclose(cache["blocks.1.attn.hook_pattern"], scores.softmax(-1), atol=1e-6)
+    assert torch.allclose(cache["blocks.1.attn.hook_z"], torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v), atol=1e-5)
+
+
+# --- modes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_every_mode_gives_the_same_numbers(either: Any, tokens: Tensor, mode: Any) -> None:
+    def in_place(value: Tensor, hook: HookPoint) -> None:
+        value[:, 2:] = 0.5
+
+    edits = [("hook_embed", in_place), (MID, in_place), ("blocks.1.attn.hook_q", doubled), ("blocks.1.attn.hook_z", in_place)]
+    edits += [("blocks.0.attn.hook_pattern", in_place), (POST, doubled), ("blocks.1.ln2.hook_normalized", in_place)]
+    logits, cache = either.run_with_cache(tokens)
+    edited = either.run_with_hooks(tokens, fwd_hooks=edits)
+    with mode():
+        again, seen = either.run_with_cache(tokens)
+        assert torch.equal(again, logits) and all(torch.equal(seen[name], cache[name]) for name in cache)
+        assert torch.equal(either.run_with_hooks(tokens, fwd_hooks=edits), edited)
+        assert again.requires_grad == (mode is torch.enable_grad)
+
+
+def test_autocast_reaches_the_hf_model(raw: Any, hf: Any, tokens: Tensor) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = hf(tokens).logits
+        logits, cache = raw.run_with_cache(tokens)
+        edited = raw.run_with_hooks(tokens, fwd_hooks=[(MID, doubled), ("blocks.0.attn.hook_v", doubled)])
+    assert torch.equal(logits, expected) and logits.dtype == torch.bfloat16
+    assert cache["blocks.0.attn.hook_q"].dtype == torch.bfloat16 and edited.dtype == torch.bfloat16
+
+
+def test_dropout_in_training_is_hfs(hf: Any, raw: Any, tokens: Tensor) -> None:
+    raw.train()
+    assert hf.training
+    torch.manual_seed(0)
+    expected = hf(tokens).logits
+    for run in (raw, lambda tokens: raw.run_with_hooks(tokens, fwd_hooks=[(POST, keep)])):
+        torch.manual_seed(0)
+        assert torch.equal(run(tokens), expected)
+    raw.eval()
+    assert not hf.training and not torch.equal(raw(tokens), expected)
+
+
+def test_gradients_reach_what_a_hook_puts_in(lens: Any, hf: Any, tokens: Tensor) -> None:
+    hf.requires_grad_(False)
+    for name in points.names(2):
+        if lens._is_on(name) and not name.startswith("blocks.0"):
+            vector = torch.zeros((), requires_grad=True)
+
+            def tilted(value: Tensor, hook: HookPoint, vector: Tensor = vector) -> Tensor:
+                return value + vector * torch.linspace(-1, 2, value.shape[-1])
+
+            lens.run_with_hooks(tokens, fwd_hooks=[(name, tilted)], return_type="loss").backward()
+            assert vector.grad is not None and vector.grad.isfinite() and vector.grad != 0, name
+
+
+def test_edits_are_refused_where_gradients_would_leave_them_out(hf: Any, raw: Any, tokens: Tensor) -> None:
+    hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    edit = {"fwd_hooks": [("blocks.0.attn.hook_z", doubled)]}
+    raw.run_with_hooks(tokens, **edit)
+    raw.train()
+    with pytest.raises(ValueError, match="gradient_checkpointing_disable"):
+        raw.run_with_hooks(tokens, **edit)
+    with torch.no_grad():
+        raw.run_with_hooks(tokens, **edit)
+    raw.run_with_cache(tokens)
+    raw(tokens, return_type="loss").backward()
+    hf.gradient_checkpointing_disable()
+    raw.run_with_hooks(tokens, **edit)
+    assert raw.list_hooks() == {}
+
+
+# --- company ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_lenses_on_one_hf_model_do_not_disturb_each_other(hf: Any, lens: Any, raw: Any, tokens: Tensor) -> None:
+    expected = [model.run_with_cache(tokens) for model in (lens, raw)]
+    edits = [[("blocks.0.attn.hook_v", doubled)]] * 2
+    edited = [model.run_with_hooks(tokens, fwd_hooks=e) for model, e in zip((lens, raw), edits, strict=True)]
+    assert not torch.allclose(edited[0].log_softmax(-1), edited[1].log_softmax(-1))
+    with lens.hooks([(POST, doubled)]):
+        for model, (logits, cache), was in zip((lens, raw), expected, edited, strict=True):
+            if model is raw:
+                again, seen = model.run_with_cache(tokens)
+                assert torch.equal(again, logits) and all(torch.equal(seen[name], cache[name]) for name in cache)
+                assert torch.equal(model.run_with_hooks(tokens, fwd_hooks=edits[0]), was)
+    assert torch.equal(lens.run_with_hooks(tokens, fwd_hooks=edits[0]), edited[0])
+    assert_untouched(hf, lens)
+
+
+@pytest.mark.parametrize("first", ["lens", "nnsight"])
+def test_a_users_own_nnsight_wrapper_goes_on_working(
+    hf: Any, raw: Any, tokens: Tensor, first: str
+) -> None:
+    expected = hf(tokens).logits
+    if first == "lens":
+        edited = raw.run_with_hooks(tokens, fwd_hooks=[(POST, doubled)])
+    wrapped = nnsight.NNsight(hf)
+    if first == "nnsight":
+        edited = raw.run_with_hooks(tokens, fwd_hooks=[(POST, doubled)])
+    for _ in range(2):
+        with wrapped.trace(input_ids=tokens):
+            read = nnsight.save(wrapped.lm_head.output)
+        with wrapped.trace(input_ids=tokens):
+            wrapped.transformer.h[0].output = wrapped.transformer.h[0].output * 2
+            theirs = nnsight.save(wrapped.lm_head.output)
+        logits, cache = raw.run_with_cache(tokens)
+        assert torch.equal(read, expected) and torch.equal(theirs, edited)
+        assert torch.equal(logits, expected) and "blocks.1.attn.hook_pattern" in cache
+        assert torch.equal(raw.run_with_hooks(tokens, fwd_hooks=[(POST, doubled)]), edited)
+
+
+def test_a_users_nnsight_trace_inside_a_hook(hf: Any, raw: Any, tokens: Tensor) -> None:
+    raw.run_with_cache(tokens)
+    wrapped, read = nnsight.NNsight(hf), []
+
+    def trace() -> Tensor:
+        with wrapped.trace(input_ids=tokens):
+            logits = nnsight.save(wrapped.lm_head.output)
+        return logits
+
+    expected, edited = hf(tokens).logits, raw.run_with_hooks(tokens, fwd_hooks=[(POST, doubled)])
+    hooks = [(POST, lambda value, hook: read.append(trace()) or value * 2)]
+    assert torch.equal(raw.run_with_hooks(tokens, fwd_hooks=hooks), edited)
+    assert torch.equal(read[0], expected)
+
+
+def test_a_users_own_module_hooks_go_on_working(hf: Any, raw: Any, tokens: Tensor) -> None:
+    plain = raw.run_with_cache(tokens)[0]
+    seen: list[int] = []
+    handle = hf.transformer.h[0].register_forward_hook(lambda module, args, output: seen.append(1) or output * 2)
+    expected = hf(tokens).logits
+    logits, cache = raw.run_with_cache(tokens)
+    handle.remove()
+    assert torch.equal(logits, expected) and len(seen) == 2 and not torch.equal(plain, expected)
+    # The lens sees what the block's output is before that hook, and the next block what it is after.
+    assert torch.allclose(cache[POST] * 2, cache["blocks.1.hook_resid_pre"])
+
+
+def test_a_forward_that_was_replaced_after_a_run_is_the_one_that_runs(hf: Any, raw: Any, tokens: Tensor) -> None:
+    raw.run_with_cache(tokens)
+    mlp = hf.transformer.h[0].mlp
+    original = mlp.forward
+    mlp.forward = lambda hidden: original(hidden) * 3
+    expected = hf(tokens).logits
+    assert torch.equal(raw.run_with_cache(tokens)[0], expected)
+    assert torch.equal(raw.run_with_hooks(tokens, fwd_hooks=[("blocks.0.mlp.hook_post", keep)]), expected)
+    assert mlp.forward(torch.ones(1, 20)).equal(original(torch.ones(1, 20)) * 3)
+    del mlp.forward
+    assert torch.equal(raw.run_with_cache(tokens)[0], hf(tokens).logits)
+
+
+def test_a_module_that_was_replaced_after_a_run_is_found_by_the_next_but_one(hf: Any, raw: Any, tokens: Tensor) -> None:
+    raw.run_with_cache(tokens)
+    hf.transformer.h[0].mlp = copy.deepcopy(hf.transformer.h[0].mlp)
+    with torch.no_grad():
+        hf.transformer.h[0].mlp.c_proj.weight.mul_(2)
+    with pytest.raises(SourceNotFoundError, match="were replaced or changed"):
+        raw.run_with_cache(tokens)
+    assert_untouched(hf, raw)
+    logits, cache = raw.run_with_cache(tokens)
+    assert torch.equal(logits, hf(tokens).logits) and "blocks.0.mlp.hook_post" in cache
+
+
+def test_the_hf_model_can_be_copied_and_pickled_after_runs(hf: Any, lens: Any, tokens: Tensor) -> None:
+    lens.run_with_cache(tokens)
+    expected = hf(tokens).logits
+    for twin in (copy.deepcopy(hf), pickle.loads(pickle.dumps(hf))):
+        assert torch.equal(twin(tokens).logits, expected) and twin is not hf
+
+
+def test_a_lens_can_be_copied_and_saved_after_runs(hf: Any, lens: Any, tokens: Tensor) -> None:
+    expected, cache = lens.run_with_cache(tokens)
+    file = io.BytesIO()
+    torch.save(lens, file)
+    file.seek(0)
+    for twin in (copy.deepcopy(lens), torch.load(file, weights_only=False)):
+        assert twin.hf_model is not hf and twin.blocks[0].interior is twin.interior
+        logits, seen = twin.run_with_cache(tokens)
+        assert torch.equal(logits, expected) and all(torch.equal(seen[name], cache[name]) for name in cache)
+        with torch.no_grad():
+            twin.hf_model.transformer.wte.weight.zero_()
+        assert not torch.allclose(twin.run_with_cache(tokens)[0], expected)
+        assert torch.equal(lens.run_with_cache(tokens)[0], expected)
+        twin.add_hook(POST, doubled)
+        assert lens.list_hooks() == {}
+
+
+def test_lenses_and_their_models_can_be_forgotten(new_hf: Callable, new_lens: Callable, tokens: Tensor) -> None:
+    import gc
+    import weakref
+
+    hf = new_hf()
+    lens = new_lens(hf)
+    lens.run_with_cache(tokens)
+    gone = weakref.ref(hf), weakref.ref(lens)
+    del hf, lens
+    gc.collect()
+    assert gone[0]() is None and gone[1]() is None
