@@ -19,14 +19,15 @@ HEAD = """\
 <!-- Made by docs/make_hook_points.py from lensbridge/points.py; edit these. -->
 
 Every hook point of TransformerLens 3.9.0 on a GPT-2 model, in the order in which a forward pass reaches them. A name is
-what `run_with_hooks`, `hooks`, `add_hook` and `names_filter` take, with the number of a layer for `{l}`; the next column
-is how an `ActivationCache` gives the same tensor. With the processing of `from_pretrained`, values and weights
+what `run_with_hooks`, `hooks`, `add_hook` and `names_filter` take, with the number of a layer for `{l}`; the next
+column is how an `ActivationCache` gives the same tensor. With the processing of `from_pretrained`, values and weights
 are in the processed basis and the equations hold there ([design.md](design.md) says how).
 
 - `x` is the residual stream at that point, `n` what the norm before a branch passes on (with its gain and bias, unless
   processing has folded them into the weights that follow), and a weight is the one of the same layer.
-- Sizes: `batch` and `pos` are those of the input; `head` is `cfg.n_heads`; `d_model`, `d_head`, `d_mlp` and `d_vocab` are
-  fields of `cfg`. `query_pos` and `key_pos` are positions too; with a key-value cache, `key_pos` counts the cached ones.
+- Sizes: `batch` and `pos` are those of the input; `head` is `cfg.n_heads`; `d_model`, `d_head`, `d_mlp` and `d_vocab`
+  are fields of `cfg`. `query_pos` and `key_pos` are positions too; with a key-value cache, `key_pos` counts the cached
+  ones.
 - A point with an entry in the last column is off until that setter is called with `True`. Asking by name for a point
   that is off is an error that names the setter.
 - Once `set_use_split_qkv_input` or `set_use_attn_in` is on, the `ln1` points have a `head` axis too:

@@ -1,10 +1,10 @@
 """How is the bundled model in ``lensbridge/assets/toy`` made?
 
-By this script, with its defaults: ``python examples/train_toy.py``. It trains a GPT-2 of about a million parameters, and a
-GPT-2 tokenizer for it, with transformers and torch alone, on two kinds of rows that have well-known circuits as their
-only solution: random tokens that come twice (a previous-token head and induction heads) and sentences with an indirect
-object (several layers: find the name said twice, then copy the other one). Filler sentences use the rest of the words.
-At the end it measures that the circuits are really there, and writes the numbers to ``scores.json``.
+By this script, with its defaults: ``python examples/train_toy.py``. It trains a GPT-2 of about a million parameters,
+and a GPT-2 tokenizer for it, with transformers and torch alone, on two kinds of rows that have well-known circuits as
+their only solution: random tokens that come twice (a previous-token head and induction heads) and sentences with an
+indirect object (several layers: find the name said twice, then copy the other one). Filler sentences use the rest of
+the words. At the end it measures that the circuits are really there, and writes the numbers to ``scores.json``.
 
 The result is deterministic for one number of threads and one version of torch.
 """
@@ -61,11 +61,11 @@ SCORE_MEANING = {
     "its previous occurrence; of all heads, the one with the highest mean.",
     "previous_token_head": "Mean attention on the same rows, from each position but the first to the one before it; "
     "of all heads, the one with the highest mean.",
-    "repeated_tokens_loss": "Mean cross-entropy in nats per token on the same rows: of predicting the first copy, and of "
-    "predicting the second copy except its first token, which nothing announces.",
-    "ioi": "At the last position of an indirect-object prompt, after the begin-of-text token. logit_difference: mean of "
-    "logit(indirect object) - logit(subject). accuracy: share of prompts where that is positive. top_1: share where the "
-    "indirect object has the highest logit of the whole vocabulary.",
+    "repeated_tokens_loss": "Mean cross-entropy in nats per token on the same rows: of predicting the first copy, and "
+    "of predicting the second copy except its first token, which nothing announces.",
+    "ioi": "At the last position of an indirect-object prompt, after the begin-of-text token. logit_difference: mean "
+    "of logit(indirect object) - logit(subject). accuracy: share of prompts where that is positive. top_1: share where "
+    "the indirect object has the highest logit of the whole vocabulary.",
     "held_out_pairs": "Templates of the training, pairs of names that never were the pair of a training sentence.",
     "held_out_templates": "Such pairs, in templates that training did not contain.",
 }
@@ -89,7 +89,7 @@ def word_list() -> list[str]:
 
 
 def build_tokenizer() -> GPT2Tokenizer:
-    """A byte-level BPE as GPT-2's, whose merges make every word of the corpus one token and leave no text unencodable."""
+    """A byte-level BPE as GPT-2's; its merges make every word of the corpus one token, and any text can be encoded."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -135,23 +135,40 @@ def text_rows(n: int, tokenizer: GPT2Tokenizer, rng: random.Random) -> Int[torch
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
 
 
-def ordinary_ids(tokenizer: GPT2Tokenizer) -> Int[torch.Tensor, "n_ids"]:  # noqa: F821 - a jaxtyping axis name
+def ordinary_ids(tokenizer: GPT2Tokenizer) -> Int[torch.Tensor, "n_ids"]:
     """All token ids but that of the special token."""
     return torch.tensor([i for i in range(len(tokenizer)) if i != tokenizer.bos_token_id])
 
 
+def periodic_rows(
+    n: int, length: int, ids: Int[torch.Tensor, "n_ids"], bos: int, generator: torch.Generator  # noqa: F821
+) -> tuple[Int[torch.Tensor, "batch pos"], Float[torch.Tensor, "batch pos-1"]]:
+    """``n`` rows of random tokens that repeat with a period of the row's own, and the weight of each prediction.
+
+    Because the periods differ, no position is a cue: what comes next has to be looked up where the present token stood
+    before. The first period cannot be predicted, and weighs little.
+    """
+    periods = torch.randint(4, length // 2 + 1, (n, 1), generator=generator)
+    draws = ids[torch.randint(len(ids), (n, length - 1), generator=generator)]
+    places = torch.arange(length - 1)[None]
+    rows = torch.cat([torch.full((n, 1), bos), draws.gather(1, places % periods)], dim=1)
+    return rows, (places > periods).float() + 0.1
+
+
 def batches(
     steps: int, tokenizer: GPT2Tokenizer, seed: int
-) -> Iterator[tuple[Int[torch.Tensor, "batch pos"], Int[torch.Tensor, "rows length"]]]:
-    """For each step, rows of repeated random tokens (of a length drawn for the step) and rows of text."""
+) -> Iterator[tuple[Int[torch.Tensor, "batch pos"], Float[torch.Tensor, "batch pos-1"], Int[torch.Tensor, "rows length"]]]:
+    """For each step, rows of repeated random tokens (of a length drawn for the step) with weights, and rows of text."""
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     ids = ordinary_ids(tokenizer)
-    for _ in range(steps):
-        half = rng.randint(8, N_CTX // 2)
+    for step in range(steps):
+        # Short rows first: they are cheap, and the circuit that they form carries over.
+        longest = 48 if step < 0.5 * steps else N_CTX
+        length = rng.randint(32, longest)
         # About the same number of tokens for every length.
-        rows = repeated_tokens(ids, 2048 // (2 * half), half, tokenizer.bos_token_id, generator)
-        yield rows[:, :N_CTX], text_rows(48, tokenizer, rng)
+        rows, weights = periodic_rows(2048 // length, length, ids, tokenizer.bos_token_id, generator)
+        yield rows, weights, text_rows(16, tokenizer, rng)
 
 
 # --- the training ----------------------------------------------------------------------------------------------------
@@ -188,22 +205,23 @@ def next_token_loss(model: GPT2LMHeadModel, rows: Int[torch.Tensor, "batch pos"]
 def train(model: GPT2LMHeadModel, tokenizer: GPT2Tokenizer, steps: int, seed: int, lr: float) -> None:
     """AdamW with warm-up and cosine decay; weight decay on matrices only, so that norms and biases move freely."""
     groups = [
-        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.05},
+        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.01},
         {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, min(100, steps // 10), steps)
     model.train()
     bar = tqdm(batches(steps, tokenizer, seed), total=steps, desc="training")
-    for step, (repeated, text) in enumerate(bar):
-        repeated_loss, text_loss = next_token_loss(model, repeated), next_token_loss(model, text)
+    for step, (repeated, weights, text) in enumerate(bar):
+        each = cross_entropy(model(repeated).logits[:, :-1].transpose(1, 2), repeated[:, 1:], reduction="none")
+        repeated_loss, text_loss = (each * weights).sum() / weights.sum(), next_token_loss(model, text)
         (repeated_loss + text_loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         if step % 20 == 0:
-            bar.set_postfix(repeated=f"{repeated_loss:.3f}", text=f"{text_loss:.3f}")
+            bar.set_postfix(repeated=f"{repeated_loss.item():.3f}", text=f"{text_loss.item():.3f}")
     model.eval()
 
 
@@ -272,10 +290,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the small model that lensbridge bundles, and measure it.")
     parser.add_argument("--out", type=Path, default=TOY_DIRECTORY, help="directory to write (default: the bundled one)")
-    parser.add_argument("--steps", type=int, default=2500, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1400, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and data (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=512, help="samples to measure on (default: %(default)s)")
     return parser.parse_args(argv)
 

@@ -1,8 +1,9 @@
 """How does a value inside the HuggingFace model read in TransformerLens' basis, and how is it written back?
 
-TransformerLens rewrites weights so that intermediate values come out in a handier basis. Here the weights stay, and each
-value is converted as it passes a hook point. Every conversion is a pair: what a hook sees is a function of HF's value,
-and what goes back makes the rest of HF's forward compute what the rest of TransformerLens' processed model would.
+TransformerLens rewrites weights so that intermediate values come out in a handier basis. Here the weights stay, and
+each value is converted as it passes a hook point. Every conversion is a pair: what a hook sees is a function of HF's
+value, and what goes back makes the rest of HF's forward compute what the rest of TransformerLens' processed model
+would.
 
     residual stream    x - mean(x); the mean that edits bring in is kept apart (`Stream`), as in TransformerLens' stream
     v, z               minus the value bias c of each head, which processing moves into b_O
@@ -60,14 +61,14 @@ class Basis:
     def processing(self) -> Processing:
         return self.weights.processing
 
-    # --- residual stream -----------------------------------------------------------------------------------------------
+    # --- residual stream ----------------------------------------------------------------------------------------------
 
     @property
     def centres_stream(self) -> bool:
         """Whether TransformerLens' residual stream is HF's without its mean."""
         return self.processing.center_writing_weights
 
-    # --- values --------------------------------------------------------------------------------------------------------
+    # --- values -------------------------------------------------------------------------------------------------------
 
     def value_bias(self, layer: int) -> Tensor | None:
         """What every value of a head contains and TransformerLens' does not, ``[head, d_head]``; None if nothing.
@@ -80,7 +81,7 @@ class Basis:
         weight, bias = self.weights.projection(layer, "V")
         if self.processing.fold_ln:
             norm = self.weights.module(self.weights.architecture.in_layer(layer, "ln1"))
-            bias = bias + torch.matmul(norm.bias, weight)  # type: ignore[arg-type]
+            bias = bias + torch.matmul(norm.bias, weight)
         return bias
 
     def head_maps(self, layer: int) -> tuple[HeadMaps, HeadMaps] | None:
@@ -102,7 +103,7 @@ class Basis:
             old = fold_norm_into(old, ATTENTION_READERS)
         if self.processing.center_writing_weights:
             old = center(old, ("W_O",))
-        # W_Q' = M V / sqrt(S) with M = W_Q W_K^T, so q' = q (W_K^T W_K' / S) where the columns of W_K' have norm sqrt(S).
+        # W_Q' = M V / sqrt(S) with M = W_Q W_K^T, so q' = q (W_K^T W_K' / S), as the columns of W_K' have norm sqrt(S).
         key_old = torch.cat([old["W_K"], old["b_K"][:, None]], dim=1).double()
         key_new = torch.cat([new["W_K"], new["b_K"][:, None]], dim=1).double()
         singular = (key_new * key_new).sum(1, keepdim=True)
@@ -114,12 +115,12 @@ class Basis:
         value = old["W_O"].double() @ new["W_O"].double().transpose(-1, -2)
         return HeadMaps(query, key, value)
 
-    # --- norms -----------------------------------------------------------------------------------------------------------
+    # --- norms --------------------------------------------------------------------------------------------------------
 
     def norm_weights(self, path: str) -> tuple[Tensor, Tensor]:
         """(gain, bias) of the norm at a path of the HF model."""
         norm = self.weights.module(path)
-        return norm.weight, norm.bias  # type: ignore[return-value]
+        return norm.weight, norm.bias
 
     def norm_output_to_hf(self, normalized: Tensor, path: str) -> Tensor:
         """What the norm at ``path`` has to return so that its readers see TransformerLens' ``hook_normalized``."""
@@ -130,7 +131,7 @@ class Basis:
         return normalized.to(gain.dtype) * gain + bias
 
     def norm_output(self, normalized: Tensor, path: str) -> Tensor:
-        """What TransformerLens' norm module returns: the normalised input, with gain and bias unless they are folded."""
+        """What TransformerLens' norm module returns: the normalised input, with gain and bias unless folded."""
         gain, bias = self.norm_weights(path)
         normalized = normalized.to(gain.dtype)
         return normalized if self.processing.fold_ln else normalized * gain + bias
@@ -139,7 +140,7 @@ class Basis:
         """HF's norm output for one in TransformerLens' basis, the inverse of what `norm_output` leaves out."""
         return self.norm_output_to_hf(output, path) if self.processing.fold_ln else output
 
-    # --- logits ----------------------------------------------------------------------------------------------------------
+    # --- logits -------------------------------------------------------------------------------------------------------
 
     def logits(self, logits: Tensor) -> Tensor:
         """Logits in TransformerLens' basis."""
@@ -149,9 +150,9 @@ class Basis:
 class Stream:
     """The mean of TransformerLens' residual stream in one run.
 
-    TransformerLens' centred weights write nothing along the all-ones direction, so its stream has mean zero until an edit
-    brings a mean in; then it stays. HF's stream has a mean of its own. So reading takes HF's mean out and puts the edits'
-    mean in. Nothing is computed while there were no edits, nor when the stream is not centred.
+    TransformerLens' centred weights write nothing along the all-ones direction, so its stream has mean zero until an
+    edit brings a mean in; then it stays. HF's stream has a mean of its own. So reading takes HF's mean out and puts the
+    edits' mean in. Nothing is computed while there were no edits, nor when the stream is not centred.
     """
 
     def __init__(self, centred: bool) -> None:

@@ -112,7 +112,7 @@ class Norm(Component):
         self.path = path
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        centred, scale = normalise(x, float(self.interior.module(self.path).eps))  # type: ignore[arg-type]
+        centred, scale = normalise(x, float(self.interior.module(self.path).eps))
         scale = self.hook_scale(scale)
         normalized = self.hook_normalized(centred / scale)
         return self.interior.basis.norm_output(normalized, self.path).to(x.dtype)
@@ -155,14 +155,20 @@ class Attention(Component):
         additive_attention_mask: Float[Tensor, "batch 1 1 kv_pos"] | None = None,
         attention_mask: Int[Tensor, "batch offset_pos"] | None = None,
     ) -> Resid:
-        """Attention's output, ``[batch, pos, d_model]``, from the inputs of queries, keys and values (default: the same)."""
+        """Attention's output, ``[batch, pos, d_model]``, from what queries, keys and values read (one by default)."""
         inputs = {
             "q": query_input,
             "k": query_input if key_input is None else key_input,
             "v": query_input if value_input is None else value_input,
         }
         return run_attention(
-            self.interior.engine, self.layer_id, inputs, self.listeners(), past_kv_cache_entry, additive_attention_mask, attention_mask
+            self.interior.engine,
+            self.layer_id,
+            inputs,
+            self.listeners(),
+            past_kv_cache_entry,
+            additive_attention_mask,
+            attention_mask,
         )
 
 
@@ -212,7 +218,7 @@ class Unembed(Component):
         interior = self.interior
         hidden = interior.basis.norm_output_as_hf(self.hook_in(residual), interior.architecture.ln_final)
         head = interior.module(interior.architecture.unembed)
-        logits = torch.nn.functional.linear(hidden, head.weight, head.bias)  # type: ignore[arg-type]
+        logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
         return self.hook_out(interior.basis.logits(logits))
 
 

@@ -1,8 +1,8 @@
 """Who is listening, and what happens when a value passes a hook point?
 
-A `HookPoint` is an identity module that holds its listeners in order; calling it with a tensor is the whole protocol. The
-engine calls it with values that pass through a HuggingFace model, and a user's own `HookedRootModule` calls it from its
-``forward``: both get the same semantics from this file, and neither needs PyTorch's module hooks.
+A `HookPoint` is an identity module that holds its listeners in order; calling it with a tensor is the whole protocol.
+The engine calls it with values that pass through a HuggingFace model, and a user's own `HookedRootModule` calls it from
+its ``forward``: both get the same semantics from this file, and neither needs PyTorch's module hooks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Union, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ from torch.utils.hooks import RemovableHandle
 
 Direction = Literal["fwd", "bwd"]
 Directions = Literal["fwd", "bwd", "both"]
-NamesFilter = Union[Callable[[str], bool], Sequence[str], str, None]
-DeviceType = Union[torch.device, None]
+NamesFilter = Callable[[str], bool] | Sequence[str] | str | None
+DeviceType = torch.device | None
 
 
 @runtime_checkable
@@ -120,7 +120,7 @@ class HookPoint(nn.Module):
     def remove_hooks(
         self, dir: Directions = "fwd", including_permanent: bool = False, level: int | None = None
     ) -> None:
-        """Remove temporary hooks (of one level, if given); with ``including_permanent`` all hooks whatever their level."""
+        """Remove temporary hooks (of one level, if given); ``including_permanent``: all hooks, whatever their level."""
         for handle in self._handles(dir):
             if including_permanent or (not handle.is_permanent and (level is None or handle.context_level == level)):
                 handle.hook.remove()
@@ -178,7 +178,7 @@ class HookPoint(nn.Module):
         return [self._attached[handle.hook.id] for handle in handles if handle.hook.id in self._attached]
 
     def _forward_watching_gradient(self, x: Tensor) -> Tensor:
-        """Run the forward hooks between two identities, so that backward hooks see the output's gradient and set the input's."""
+        """Run the forward hooks between two identities; backward hooks see one's gradient and set the other's."""
         replacement: list[Tensor] = []
         # The graph keeps them: they are called even if they are removed before the backward pass, as PyTorch's own are.
         hooks = self._live(self.bwd_hooks)

@@ -1,8 +1,8 @@
 """How do hooks get onto a model, and off it again?
 
-`HookedRootModule` names every submodule, finds the hook points among them, and offers the ways to attach hooks: for a run,
-for a context, until reset, or for good. It knows nothing of transformers: a user's own module can inherit from it, give
-itself hook points, and call ``setup()``.
+`HookedRootModule` names every submodule, finds the hook points among them, and offers the ways to attach hooks: for a
+run, for a context, until reset, or for good. It knows nothing of transformers: a user's own module can inherit from it,
+give itself hook points, and call ``setup()``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Union
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,8 @@ from .hook_points import (
 )
 from .utilities.slice import Slice, SliceInput
 
-Device = Union[torch.device, str, None]
-NamedHook = tuple[Union[str, Callable[[str], bool]], Callable]
+Device = torch.device | str | None
+NamedHook = tuple[str | Callable[[str], bool], Callable]
 
 #: Points whose position axis is third from the end; on every other point it is second from the end.
 HEAD_POINTS = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_result")
@@ -38,7 +38,12 @@ class CachingHook(ReadOnlyHook):
     """Puts what it is shown into a dict, detached, under the point's name (plus ``_grad`` for gradients)."""
 
     def __init__(
-        self, cache: dict[str, Tensor], device: Device, remove_batch_dim: bool, pos_slice: Slice | None, suffix: str = ""
+        self,
+        cache: dict[str, Tensor],
+        device: Device,
+        remove_batch_dim: bool,
+        pos_slice: Slice | None,
+        suffix: str = "",
     ) -> None:
         self.cache = cache
         self.device = device
@@ -66,8 +71,8 @@ class CachingHook(ReadOnlyHook):
 class HookedRootModule(HookIntrospectionMixin, nn.Module):
     """Base class of modules with hook points (TransformerLens' HookedRootModule).
 
-    A subclass creates its submodules and `HookPoint` attributes, then calls `setup`. Prefer `run_with_hooks` and `hooks`,
-    which leave nothing behind, to `add_hook`, which does.
+    A subclass creates its submodules and `HookPoint` attributes, then calls `setup`. Prefer `run_with_hooks` and
+    `hooks`, which leave nothing behind, to `add_hook`, which does.
     """
 
     name: str | None
@@ -173,8 +178,8 @@ class HookedRootModule(HookIntrospectionMixin, nn.Module):
     @contextmanager
     def hooks(
         self,
-        fwd_hooks: Sequence[NamedHook] = [],  # noqa: B006 (TransformerLens' default; never changed)
-        bwd_hooks: Sequence[NamedHook] = [],  # noqa: B006
+        fwd_hooks: Sequence[NamedHook] = [],  # TransformerLens' default, and never changed
+        bwd_hooks: Sequence[NamedHook] = [],
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
     ) -> Iterator[HookedRootModule]:
@@ -200,16 +205,16 @@ class HookedRootModule(HookIntrospectionMixin, nn.Module):
     def run_with_hooks(
         self,
         *model_args: Any,
-        fwd_hooks: Sequence[NamedHook] = [],  # noqa: B006
-        bwd_hooks: Sequence[NamedHook] = [],  # noqa: B006
+        fwd_hooks: Sequence[NamedHook] = [],
+        bwd_hooks: Sequence[NamedHook] = [],
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
         **model_kwargs: Any,
     ) -> Any:
         """One forward pass with these hooks attached; arguments as for `hooks` and ``forward``.
 
-        Backward hooks are gone before a later ``loss.backward()`` unless ``reset_hooks_end=False``; `hooks` is the better
-        place for them.
+        Backward hooks are gone before a later ``loss.backward()`` unless ``reset_hooks_end=False``; `hooks` is the
+        better place for them.
         """
         if len(bwd_hooks) > 0 and reset_hooks_end:
             logging.warning(
@@ -286,8 +291,8 @@ class HookedRootModule(HookIntrospectionMixin, nn.Module):
             names_filter: which points: None for all that are on, an exact name, a list of names, or a predicate.
             device: where the cached copies go; they stay where they are by default.
             remove_batch_dim: keep row 0 of the batch only, without its axis.
-            incl_bwd: call ``backward`` on the output, which must then be a scalar (``return_type="loss"``), and keep the
-                gradients too, as ``name + "_grad"``.
+            incl_bwd: call ``backward`` on the output, which must then be a scalar (``return_type="loss"``), and keep
+                the gradients too, as ``name + "_grad"``.
             pos_slice: which positions to keep, as for `Slice`.
         """
         cache, fwd, bwd = self.get_caching_hooks(

@@ -32,12 +32,15 @@ class Call:
     past_kv_cache: TransformerLensKeyValueCache | None
 
     def finish(self, basis: Any) -> None:
-        """Let the key-value cache keep what this run has computed."""
+        """Let the key-value cache keep what this run has computed, and the mask it was computed under."""
         if self.past_kv_cache is not None:
             entries = dict(enumerate(self.past_kv_cache.entries))
             stop = min(self.request.span.stop, len(entries))
             ran = {layer: entries[layer] for layer in range(self.request.span.start, stop)}
             append_new(ran, self.request.inputs["past_key_values"], basis)
+            if self.request.span.embeds and not self.past_kv_cache.frozen:
+                assert self.attention_mask is not None
+                self.past_kv_cache.previous_attention_mask = self.attention_mask
 
 
 def span_of(n_layers: int, start_at_layer: int | None, stop_at_layer: int | None, return_type: str | None) -> Span:
@@ -60,15 +63,18 @@ def prepare(
     """Turn the arguments of ``forward`` into a `Call`; padding side and BOS default are already the model's.
 
     Raises:
-        AssertionError: text without a tokenizer, ``start_at_layer`` without a residual stream, or a mask of another shape.
+        AssertionError: text without a tokenizer, ``start_at_layer`` without a residual stream, or a mask of another
+            shape.
+        IndexError: more tokens than the context holds.
         ValueError: a key-value cache without tokenizer and without ``attention_mask``.
     """
     device = model.cfg.device
     if not span.embeds:
-        if not isinstance(input, Tensor) or not input.is_floating_point():
+        shape = tuple(input.shape) if isinstance(input, Tensor) and input.is_floating_point() else ()
+        if len(shape) != 3 or shape[-1] != model.cfg.d_model:
             raise AssertionError(
-                "with start_at_layer the input is the residual stream before that layer, [batch, pos, d_model], "
-                f"not {type(input).__name__}"
+                f"with start_at_layer the input is the residual stream before that layer, [batch, pos, "
+                f"{model.cfg.d_model}], not {type(input).__name__} {list(shape) or ''}"
             )
         inputs: dict[str, Any] = {"inputs_embeds": input.to(device)}
         residual = inputs["inputs_embeds"]
@@ -79,13 +85,15 @@ def prepare(
             input = model.to_tokens(input)
         tokens = as_batch(input).to(device)
         inputs, residual = {"input_ids": tokens}, None
-    if span.embeds and _needs_mask(model, attention_mask, past_kv_cache):
-        attention_mask = _mask_for(model, tokens, prepend_bos, attention_mask)
-        if past_kv_cache is not None:
-            attention_mask = past_kv_cache.append_attention_mask(attention_mask.to(device))
-        inputs["attention_mask"] = attention_mask
-        past = past_length(past_kv_cache, tokens.shape[0], model.cfg)  # type: ignore[union-attr]
-        inputs["position_ids"] = get_offset_position_ids(past, attention_mask)
+        past = past_length(past_kv_cache, tokens.shape[0], model.cfg)
+        if _needs_mask(model, attention_mask, past_kv_cache):
+            attention_mask = _mask_for(model, tokens, prepend_bos, attention_mask)
+            if past_kv_cache is not None:
+                before = past_kv_cache.previous_attention_mask.to(device)
+                attention_mask = torch.cat((before, attention_mask), dim=-1)
+            inputs["attention_mask"] = attention_mask
+            inputs["position_ids"] = get_offset_position_ids(past, attention_mask)
+        _refuse_too_long(past + tokens.shape[1], inputs.get("position_ids"), model.cfg.n_ctx)
     if past_kv_cache is not None:
         entries = dict(enumerate(past_kv_cache.entries))
         inputs |= {"past_key_values": hf_cache(entries, basis), "use_cache": True}
@@ -108,10 +116,16 @@ def _mask_for(model: Any, tokens: Any, prepend_bos: bool | None, mask: Tensor | 
         mask = get_attention_mask(model.tokenizer, tokens, prepend)
     if mask.shape != tokens.shape:
         raise AssertionError(
-            f"attention_mask has shape {tuple(mask.shape)}, the tokens {tuple(tokens.shape)}; the mask covers the tokens "
-            "given now, earlier ones are in the key-value cache"
+            f"attention_mask has shape {tuple(mask.shape)}, the tokens {tuple(tokens.shape)}; the mask covers the "
+            "tokens given now, earlier ones are in the key-value cache"
         )
-    return mask.to(tokens.device)
+    return mask.to(tokens.device, torch.long if mask.is_floating_point() else mask.dtype)
+
+
+def _refuse_too_long(length: int, positions: Tensor | None, n_ctx: int) -> None:
+    # On a GPU, HF's own failure would leave the process without a usable device.
+    if length > n_ctx and (positions is None or int(positions.max()) >= n_ctx):
+        raise IndexError(f"the input is {length} tokens long (with the key-value cache), the model's context {n_ctx}")
 
 
 def past_length(cache: TransformerLensKeyValueCache | None, batch: int, cfg: Any) -> int:
@@ -122,5 +136,7 @@ def past_length(cache: TransformerLensKeyValueCache | None, batch: int, cfg: Any
         raise AssertionError(f"the key-value cache holds a batch of {cached}, the input has {batch}")
     expected = (cfg.n_key_value_heads or cfg.n_heads, cfg.d_head)
     if (heads, d_head) != expected:
-        raise AssertionError(f"the key-value cache is of another model: heads and d_head {(heads, d_head)}, here {expected}")
+        raise AssertionError(
+            f"the key-value cache is of another model: heads and d_head {(heads, d_head)}, here {expected}"
+        )
     return length

@@ -38,7 +38,7 @@ class Interior:
         basis = Basis(weights)
         return cls(hf_model, architecture, cfg, weights, basis, Engine(hf_model, architecture, basis, cfg))
 
-    def module(self, path: str) -> nn.Module:
+    def module(self, path: str) -> Any:
         """A module of the HF model."""
         return self.hf_model.get_submodule(path)
 

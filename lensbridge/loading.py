@@ -44,7 +44,7 @@ HF_ARGUMENTS = frozenset(
     "distributed_config kernel_config commit_hash gguf_file".split()
 )
 #: Those among them that tokenizers and configs understand as well.
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "trust_remote_code")
+HUB_ARGUMENTS = tuple("cache_dir force_download local_files_only token revision subfolder trust_remote_code".split())
 
 
 @dataclass
@@ -103,10 +103,7 @@ def load(wish: Wish) -> Loaded:
     kwargs = dict(wish.kwargs or {})
     location = model_names.resolve(wish.model_name)
     checkpoint = _checkpoint(location, wish, kwargs)
-    if wish.hf_model is not None:
-        hf_model = _as_given(wish, kwargs)
-    else:
-        hf_model = _from_hub_or_disk(location, wish, kwargs)
+    hf_model = _from_hub_or_disk(location, wish, kwargs) if wish.hf_model is None else _as_given(wish, kwargs)
     architecture = architecture_of(hf_model)
     if wish.first_n_layers is not None and wish.first_n_layers != hf_model.config.num_hidden_layers:
         hf_model = truncated(hf_model, architecture, wish.first_n_layers)
@@ -119,8 +116,8 @@ def load(wish: Wish) -> Loaded:
 def _as_given(wish: Wish, kwargs: dict[str, Any]) -> Any:
     if kwargs:
         raise UnknownArgumentError(
-            f"{', '.join(sorted(kwargs))}: these go to HuggingFace's from_pretrained, which is not called when hf_model is "
-            "given. Load hf_model with them instead."
+            f"{', '.join(sorted(kwargs))}: these go to HuggingFace's from_pretrained, which is not called when "
+            "hf_model is given. Load hf_model with them instead."
         )
     if not hasattr(wish.hf_model, "config"):
         raise AssertionError(f"hf_model must be a HuggingFace model with a config, not {type(wish.hf_model).__name__}")
@@ -142,10 +139,11 @@ def _from_hub_or_disk(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
     if wish.n_devices > 1 and "device_map" not in kwargs:
         device_map, max_memory = resolve_device_map(wish.n_devices, None, wish.device, kwargs.get("max_memory"))
         kwargs |= {"device_map": device_map} | ({"max_memory": max_memory} if max_memory else {})
-    if kwargs["dtype"] == torch.float16 and str(wish.device or "cpu").startswith("cpu") and not torch.cuda.is_available():
+    on_cpu = str(wish.device or "cpu").startswith("cpu") and not torch.cuda.is_available()
+    if kwargs["dtype"] == torch.float16 and on_cpu:
         logging.warning("float16 models may be slow or fail on CPU; use bfloat16 or a GPU")
     with _explaining(wish.model_name, location):
-        hf_model = AutoModelForCausalLM.from_pretrained(location, config=config, **kwargs)
+        hf_model: Any = AutoModelForCausalLM.from_pretrained(location, config=config, **kwargs)
     if wish.move_to_device and "device_map" not in kwargs:
         hf_model.to(wish.device or get_device())
     return hf_model
@@ -178,9 +176,9 @@ def _explaining(name: str, location: str) -> Iterator[None]:
             raise
         alias = f" (the hub id {location!r})" if location != name else ""
         raise ModelNotFoundError(
-            f"cannot load {name!r}{alias}: there is no such local directory, and neither HuggingFace's cache nor the hub "
-            f"gave it. If this machine is offline, download the model elsewhere and pass its directory, or pass a loaded "
-            f"model as hf_model=.{near_misses(name, model_names.known_names())} HuggingFace said: {error}"
+            f"cannot load {name!r}{alias}: there is no such local directory, and neither HuggingFace's cache nor the "
+            f"hub gave it. If this machine is offline, download the model elsewhere and pass its directory, or pass a "
+            f"loaded model as hf_model=.{near_misses(name, model_names.known_names())} HuggingFace said: {error}"
         ) from error
 
 
@@ -201,7 +199,9 @@ def _checkpoint(location: str, wish: Wish, kwargs: dict[str, Any]) -> dict[str, 
         step = wish.checkpoint_value
     else:
         close = min(steps, key=lambda known: abs(known - (wish.checkpoint_value or 0)))
-        raise AssertionError(f"{wish.model_name!r} has no checkpoint at step {wish.checkpoint_value}; the closest is {close}")
+        raise AssertionError(
+            f"{wish.model_name!r} has no checkpoint at step {wish.checkpoint_value}; the closest is {close}"
+        )
     if wish.hf_model is None:
         kwargs.setdefault("revision", f"{prefix}{step}")
     return {
@@ -283,7 +283,9 @@ def read_config(hf_model: Any, architecture: Architecture, wish: Wish, location:
     return HookedTransformerConfig(**fields)
 
 
-def find_tokenizer(tokenizer: Any, cfg: HookedTransformerConfig, kwargs: dict[str, Any]) -> PreTrainedTokenizerBase | None:
+def find_tokenizer(
+    tokenizer: Any, cfg: HookedTransformerConfig, kwargs: dict[str, Any]
+) -> PreTrainedTokenizerBase | None:
     """A tokenizer from an object, a name, or the model's own place; None, with a warning, if that has none.
 
     Raises:

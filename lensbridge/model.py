@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, TypeVar, Union
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -36,7 +36,7 @@ from .weight_methods import WeightMethods
 
 SingleLoss = Float[torch.Tensor, ""]
 LossPerToken = Float[torch.Tensor, "batch pos-1"]
-Loss = Union[SingleLoss, LossPerToken]
+Loss = SingleLoss | LossPerToken
 T = TypeVar("T", bound="HookedTransformer")
 
 
@@ -60,6 +60,9 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
     Made by `from_pretrained`. ``model.hf_model`` is the HuggingFace model itself, unchanged; it computes everything.
     """
 
+    #: One `TransformerBlock` per layer.
+    blocks: Any
+
     def __init__(
         self,
         cfg: HookedTransformerConfig | dict,
@@ -74,12 +77,14 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
         """
         super().__init__()
         if isinstance(cfg, str):
-            raise ValueError("pass a HookedTransformerConfig; to load a model by name use HookedTransformer.from_pretrained")
+            raise ValueError(
+                "pass a HookedTransformerConfig; to load a model by name use HookedTransformer.from_pretrained"
+            )
         loaded = loading.being_built()
         if loaded is None:
             raise UnsupportedModelError(
-                "HookedTransformer runs a HuggingFace model: use HookedTransformer.from_pretrained(name), with a hub id, "
-                "a directory, or hf_model=..."
+                "HookedTransformer runs a HuggingFace model: use HookedTransformer.from_pretrained(name), with a hub "
+                "id, a directory, or hf_model=..."
             )
         self.cfg = HookedTransformerConfig.unwrap(cfg)
         self.tokenizer = None
@@ -105,7 +110,7 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
         """The HuggingFace model that does the computing."""
         return self.interior.hf_model
 
-    # --- loading -------------------------------------------------------------------------------------------------------
+    # --- loading ------------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(
@@ -220,7 +225,7 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
             **from_pretrained_kwargs,
         )
 
-    # --- running -------------------------------------------------------------------------------------------------------
+    # --- running ------------------------------------------------------------------------------------------------------
 
     def forward(
         self,
@@ -239,8 +244,8 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
         """Run the model.
 
         Args:
-            input: a text, a list of texts, tokens ``[batch, pos]`` (or ``[pos]``), or with ``start_at_layer`` a residual
-                stream ``[batch, pos, d_model]``.
+            input: a text, a list of texts, tokens ``[batch, pos]`` (or ``[pos]``), or with ``start_at_layer`` a
+                residual stream ``[batch, pos, d_model]``.
             return_type: "logits" ``[batch, pos, d_vocab]``, "loss" (next-token cross entropy), "both" (an `Output`), or
                 None to run up to the final norm and return nothing.
             loss_per_token: the loss as ``[batch, pos - 1]`` instead of its mean.
@@ -263,9 +268,7 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
             raise UnsupportedModelError("shortformer_pos_embed was given, but this model is no shortformer")
         with LocallyOverridenDefaults(self, prepend_bos=prepend_bos, padding_side=padding_side):
             span = span_of(self.cfg.n_layers, start_at_layer, stop_at_layer, return_type)
-            call = prepare(
-                self, self.interior.basis, input, span, prepend_bos, tokens, attention_mask, past_kv_cache
-            )
+            call = prepare(self, self.interior.basis, input, span, prepend_bos, tokens, attention_mask, past_kv_cache)
             output = self.interior.engine.run(call.request, self._listeners(), self._recording)
             call.finish(self.interior.basis)
             return output if stop_at_layer is not None else self._returned(output, call, return_type, loss_per_token)
@@ -288,7 +291,7 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
         """Next-token cross entropy; positions that the mask excludes do not count."""
         return lm_cross_entropy_loss(logits, tokens.to(logits.device), attention_mask, per_token)
 
-    def run_with_cache(  # type: ignore[override]
+    def run_with_cache(
         self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
     ) -> tuple[Any, Any]:
         """(output, `ActivationCache`), or a plain dict of activations with ``return_cache_object=False``.
@@ -301,11 +304,9 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
         return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
 
     @contextmanager
-    def _caching(
-        self, fwd_hooks: list, bwd_hooks: list, reset_hooks_end: bool, clear_contexts: bool
-    ) -> Iterator[None]:
-        # The engine can keep values without a hook at each point; hooks are for what outlives the run, for gradients, and
-        # for points inside spliced-in modules.
+    def _caching(self, fwd_hooks: list, bwd_hooks: list, reset_hooks_end: bool, clear_contexts: bool) -> Iterator[None]:
+        # The engine can keep values without a hook at each point; hooks are for what outlives the run, for gradients,
+        # and for points inside spliced-in modules.
         attached = fwd_hooks if bwd_hooks or not reset_hooks_end else [p for p in fwd_hooks if p[0] in self._foreign]
         names = frozenset(name for name, _ in fwd_hooks) if len(attached) < len(fwd_hooks) else frozenset()
         before = self._recording
@@ -317,7 +318,7 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
             finally:
                 self._recording = before
 
-    # --- hook points ---------------------------------------------------------------------------------------------------
+    # --- hook points --------------------------------------------------------------------------------------------------
 
     def setup(self) -> None:
         """Name the modules and find the hook points, and modules that were put in a hook point's place."""
@@ -340,7 +341,8 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
         if not self._is_on(name):
             flag = self._flags[name]
             raise DisabledPointError(
-                f"{name!r} is off, so a hook there would never fire: call model.{FLAG_SETTERS[flag]}(True) first ({flag})"
+                f"{name!r} is off, so a hook there would never fire: call model.{FLAG_SETTERS[flag]}(True) first "
+                f"({flag})"
             )
 
     def _is_on(self, name: str) -> bool:
@@ -368,7 +370,7 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
         self.cfg.use_attn_result = use_attn_result
 
     def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
-        """Turn ``hook_q_input``, ``hook_k_input`` and ``hook_v_input`` on or off: each head's own copy of the stream."""
+        """Turn ``hook_q_input``, ``hook_k_input``, ``hook_v_input`` on or off: each head's own copy of the stream."""
         self.cfg.use_split_qkv_input = use_split_qkv_input
 
     def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
@@ -387,7 +389,7 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
         """Show keys and values once per query head in models with grouped-query attention."""
         self.cfg.ungroup_grouped_query_attention = ungroup_grouped_query_attention
 
-    # --- the HF model's own parameters, mode and place ------------------------------------------------------------------
+    # --- the HF model's own parameters, mode and place ----------------------------------------------------------------
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True

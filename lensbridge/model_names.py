@@ -32,7 +32,7 @@ def table() -> dict:
 
 @lru_cache(maxsize=1)
 def _aliases() -> dict[str, str]:
-    out = {}
+    out: dict[str, str] = {}
     for official, aliases in table()["names"].items():
         out |= {name.lower(): official for name in (official, *aliases)}
     return out

@@ -1,7 +1,7 @@
 """Which hook points exist, and what does each one mean?
 
-One row of data per TransformerLens 3.9.0 name. Everything that needs to know about a point (the components that carry it,
-the engine that serves it, error messages, docs and tests) reads this table; nothing else lists hook names.
+One row of data per TransformerLens 3.9.0 name. Everything that needs to know about a point (the components that carry
+it, the engine that serves it, error messages, docs and tests) reads this table; nothing else lists hook names.
 
 Rows stand in the order in which TransformerLens fires them. ``{l}`` is a layer. Symbols of the equations: ``x`` is the
 residual stream, ``n`` its normalised form, and a weight stands for its TransformerLens view in the active basis.

@@ -1,9 +1,9 @@
 """How do TransformerLens' five processing options change the weights?
 
-Each option leaves the function of the model alone and changes the basis its intermediate values are written in. Here they
-are as functions on dicts of TransformerLens-shaped weights that return new dicts: on the weights of one layer's branch,
-which is how weight views use them (`weights.py`), and on whole state dicts, which is how TransformerLens offers them.
-Nothing here touches a model; what the same options do to activations is in `basis.py`.
+Each option leaves the function of the model alone and changes the basis its intermediate values are written in. Here
+they are as functions on dicts of TransformerLens-shaped weights that return new dicts: on the weights of one layer's
+branch, which is how weight views use them (`weights.py`), and on whole state dicts, which is how TransformerLens offers
+them. Nothing here touches a model; what the same options do to activations is in `basis.py`.
 
 Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", argues why these bases are the handier ones.
 """
@@ -92,8 +92,8 @@ def move_value_bias(w: Mapping[str, Tensor]) -> Weights:
 def refactor_attention(w: Mapping[str, Tensor]) -> Weights:
     """Rewrite each head's QK and OV circuits by their singular value decomposition.
 
-    ``W_Q`` and ``W_K`` share the singular values evenly (biases ride along as an extra input row), ``W_O`` gets orthonormal
-    rows, and ``b_V`` moves into ``b_O``.
+    ``W_Q`` and ``W_K`` share the singular values evenly (biases ride along as an extra input row), ``W_O`` gets
+    orthonormal rows, and ``b_V`` moves into ``b_O``.
     """
     query = torch.cat([w["W_Q"], w["b_Q"][:, None, :]], dim=1)
     key = torch.cat([w["W_K"], w["b_K"][:, None, :]], dim=1)
@@ -147,7 +147,7 @@ def process_unembed(w: Weights, processing: Processing) -> Weights:
     return w
 
 
-# --- the same on whole state dicts -------------------------------------------------------------------------------------
+# --- the same on whole state dicts ------------------------------------------------------------------------------------
 
 #: branch of a state dict -> (prefix of its norm, prefix of its weights); ``{l}`` runs over the layers.
 BRANCHES = {
@@ -158,7 +158,7 @@ BRANCHES = {
 
 
 def on_branch(state_dict: Weights, branch: str, n_layers: int, change: Callable[[Weights], Weights]) -> Weights:
-    """``state_dict`` with ``change`` applied to each instance of a branch that it holds; the argument stays as it is."""
+    """``state_dict`` with ``change`` applied to each instance of a branch in it; the argument stays as it is."""
     out = dict(state_dict)
     norm_prefix, prefix = BRANCHES[branch]
     for layer in range(n_layers if "{l}" in prefix else 1):

@@ -1,8 +1,8 @@
 """How does a weight that is computed from others refuse to be edited?
 
-A derived weight looks like a tensor, and an in-place edit of it would pass without an error and without any effect on the
-model. `ReadOnlyTensor` raises there. Views of it (slices, ``.data``, ``.detach()``) stay read-only; anything computed from
-it is a plain tensor again.
+A derived weight looks like a tensor, and an in-place edit of it would pass without an error and without any effect on
+the model. `ReadOnlyTensor` raises there. Views of it (slices, ``.data``, ``.detach()``) stay read-only; anything
+computed from it is a plain tensor again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How does a part of a parameter pass for a parameter?
 
 TransformerLens' weights are parameters of their own; here most are parts of a fused or transposed parameter of the HF
-model. An ordinary view of it shares its values, but an assignment to the view's ``.data`` would leave the parameter alone
-without an error, and the view's ``.grad`` would stay empty. `SharedWeight` passes both on.
+model. An ordinary view of it shares its values, but an assignment to the view's ``.data`` would leave the parameter
+alone without an error, and the view's ``.grad`` would stay empty. `SharedWeight` passes both on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class SharedWeight(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         """The values, without autograd. Assigning overwrites them in the parameter.
 
         Raises:
@@ -40,7 +40,7 @@ class SharedWeight(torch.Tensor):
         gradient = None if self._base is None else self._base.grad
         return None if gradient is None else gradient.as_strided(self.shape, self.stride(), self.storage_offset())
 
-    def detach(self) -> SharedWeight:  # type: ignore[override]
+    def detach(self) -> SharedWeight:
         """The same values outside of autograd, still shared with the parameter."""
         return super().detach().as_subclass(SharedWeight)
 

@@ -1,13 +1,13 @@
 """How do texts become tokens, and tokens texts, for a model?
 
-The rules are TransformerLens': whether a BOS token comes first is the model's default unless the call says otherwise, and
-is reconciled with tokenizers that add one by themselves; batches are padded on the tokenizer's side.
+The rules are TransformerLens': whether a BOS token comes first is the model's default unless the call says otherwise,
+and is reconciled with tokenizers that add one by themselves; batches are padded on the tokenizer's side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ from .utilities.tokenize_utils import (
     get_tokens_with_bos_removed,
 )
 
-Text = Union[str, list[str]]
-PaddingSide = Union[Literal["left", "right"], None]
+Text = str | list[str]
+PaddingSide = Literal["left", "right"] | None
 
 #: Families whose tokenizers cannot be asked to add a BOS token.
 NO_BOS_SWITCH = ("OlmoForCausalLM", "OlmoeForCausalLM", "Olmo2ForCausalLM")
@@ -50,7 +50,8 @@ class TokenMethods:
         return self.tokenizer
 
     def set_tokenizer(self, tokenizer: Any, default_padding_side: PaddingSide = None) -> None:
-        """Use a HuggingFace tokenizer; missing special tokens are filled in (eos ``<|endoftext|>``, pad and bos as eos).
+        """Use a HuggingFace tokenizer; missing special tokens are filled in (eos ``<|endoftext|>``, pad and bos as
+        eos).
 
         Args:
             tokenizer: a PreTrainedTokenizer(Fast).
@@ -106,7 +107,7 @@ class TokenMethods:
             if cfg.tokenizer_prepends_bos is None:
                 raise AssertionError("the tokenizer was assigned directly: call model.set_tokenizer(tokenizer) instead")
             if cfg.default_prepend_bos and not cfg.tokenizer_prepends_bos:
-                input = get_input_with_manually_prepended_bos(tokenizer.bos_token, input)  # type: ignore[arg-type]
+                input = get_input_with_manually_prepended_bos(tokenizer.bos_token, input)
             encoded = tokenizer(
                 input,
                 return_tensors="pt",

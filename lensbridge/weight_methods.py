@@ -143,7 +143,7 @@ class WeightMethods:
         """``["L0H0", "L0H1", ...]``."""
         return [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
 
-    # --- processing ----------------------------------------------------------------------------------------------------
+    # --- processing ---------------------------------------------------------------------------------------------------
 
     @property
     def processing(self) -> Processing:
@@ -190,7 +190,7 @@ class WeightMethods:
         """A state dict with every head's QK and OV circuits rewritten by their singular value decomposition."""
         return processing.refactor_factored_attn_matrices(state_dict, self.cfg.n_layers)
 
-    # --- state dicts -----------------------------------------------------------------------------------------------------
+    # --- state dicts --------------------------------------------------------------------------------------------------
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """The weights under TransformerLens' names and in its shapes, in the active basis.
@@ -213,7 +213,8 @@ class WeightMethods:
         Raises:
             ReadOnlyWeightError: if processing is on: the weights shown are derived then; or for a bias other than zero
                 that HF has no parameter for.
-            RuntimeError: missing or unexpected names (unless ``strict=False``), or another shape; nothing is written then.
+            RuntimeError: missing or unexpected names (unless ``strict=False``), or another shape; nothing is written
+                then.
             UnsupportedModelError: if the head is tied to the embedding and the two are given different values.
         """
         if self.processing.any:
@@ -231,13 +232,15 @@ class WeightMethods:
             if n in given and given[n].shape != weights.shape(n)
         ]
         if (strict and (missing or unexpected)) or wrong:
-            raise RuntimeError(f"cannot load the state dict: missing {missing}, unexpected {unexpected}, shapes {wrong}")
-        if weights.tied and {"embed.W_E", "unembed.W_U"} <= given.keys():
-            if not torch.equal(given["embed.W_E"], given["unembed.W_U"].T.to(given["embed.W_E"].device)):
-                raise UnsupportedModelError(
-                    "unembed.W_U is tied to embed.W_E in this HF model, and the state dict has different values for them. "
-                    "Load the HF model with tie_word_embeddings=False."
-                )
+            raise RuntimeError(
+                f"cannot load the state dict: missing {missing}, unexpected {unexpected}, shapes {wrong}"
+            )
+        tied = (given["embed.W_E"], given["unembed.W_U"]) if {"embed.W_E", "unembed.W_U"} <= given.keys() else None
+        if weights.tied and tied and not torch.equal(tied[0], tied[1].T.to(tied[0].device)):
+            raise UnsupportedModelError(
+                "unembed.W_U is tied to embed.W_E in this HF model, and the state dict has different values for "
+                "them. Load the HF model with tie_word_embeddings=False."
+            )
         taken = [name for name in names if name in given]
         for name in taken:
             weights.check(name, given[name])
@@ -306,5 +309,7 @@ def _draw(value: Tensor, name: str, mode: str, gain: float) -> None:
         fan_in, _ = calc_fan_in_and_fan_out(value)
         nn.init.normal_(value, std=1.0 if "embed" in name else fan_in**-0.5)
     else:
-        raise ValueError(f"unknown init_mode {mode!r}: use gpt2, xavier_uniform, xavier_normal, kaiming_uniform, "
-                         "kaiming_normal or muP")
+        raise ValueError(
+            f"unknown init_mode {mode!r}: use gpt2, xavier_uniform, xavier_normal, kaiming_uniform, "
+            "kaiming_normal or muP"
+        )

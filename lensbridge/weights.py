@@ -66,7 +66,7 @@ class WeightViews:
         # Weights may have been edited while they were the model's own.
         self._kept.clear()
 
-    # --- names ---------------------------------------------------------------------------------------------------------
+    # --- names --------------------------------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
         """Every weight of the model in the active basis, in TransformerLens' order."""
@@ -98,15 +98,15 @@ class WeightViews:
             return "unembed", 0, parts[1]
         raise UnknownPointError(f"this model has no weight {name!r}.{near_misses(name, self.names())}")
 
-    # --- the model's own parameters --------------------------------------------------------------------------------------
+    # --- the model's own parameters -----------------------------------------------------------------------------------
 
-    def module(self, path: str) -> nn.Module:
+    def module(self, path: str) -> Any:
         """A module of the HF model by its path."""
         return self.hf_model.get_submodule(path)
 
     def _norm(self, path: str) -> dict[str, Tensor]:
         norm = self.module(path)
-        return {"ln.w": norm.weight, "ln.b": norm.bias}  # type: ignore[dict-item]
+        return {"ln.w": norm.weight, "ln.b": norm.bias}
 
     def projection(self, layer: int, letter: str) -> tuple[Tensor, Tensor]:
         """(``W``, ``b``) of one layer's "Q", "K" or "V" projection, as views of the HF parameters."""
@@ -114,7 +114,7 @@ class WeightViews:
         qkv = self.module(self.architecture.in_layer(layer, "qkv"))
         # [in, out] and [out] with out = (projection, head, d_head)
         weight = matrix(qkv).unflatten(-1, (3, *heads)).select(-3, index).movedim(0, 1)
-        bias: Tensor = qkv.bias  # type: ignore[assignment]
+        bias: Tensor = qkv.bias
         return weight, bias.unflatten(-1, (3, *heads))[index]
 
     def _raw_attention(self, layer: int) -> dict[str, Tensor]:
@@ -123,22 +123,22 @@ class WeightViews:
         for letter in "QKV":
             out[f"W_{letter}"], out[f"b_{letter}"] = self.projection(layer, letter)
         out["W_O"] = matrix(o).unflatten(0, (self.cfg.n_heads, self.cfg.d_head))
-        out["b_O"] = o.bias  # type: ignore[assignment]
+        out["b_O"] = o.bias
         return out
 
     def _raw_mlp(self, layer: int) -> dict[str, Tensor]:
         arch = self.architecture
         into, out_of = self.module(arch.in_layer(layer, "mlp_in")), self.module(arch.in_layer(layer, "mlp_out"))
         out = self._norm(arch.in_layer(layer, "ln2"))
-        out |= {"W_in": matrix(into), "b_in": into.bias}  # type: ignore[dict-item]
-        return out | {"W_out": matrix(out_of), "b_out": out_of.bias}  # type: ignore[dict-item]
+        out |= {"W_in": matrix(into), "b_in": into.bias}
+        return out | {"W_out": matrix(out_of), "b_out": out_of.bias}
 
     def _raw_unembed(self) -> dict[str, Tensor]:
         head = self.module(self.architecture.unembed)
         bias = head.bias
         if bias is None:
-            bias = torch.zeros(self.cfg.d_vocab_out, dtype=self.cfg.dtype, device=head.weight.device)  # type: ignore[arg-type]
-        return self._norm(self.architecture.ln_final) | {"W_U": matrix(head), "b_U": bias}  # type: ignore[dict-item]
+            bias = torch.zeros(self.cfg.d_vocab_out, dtype=self.cfg.dtype, device=head.weight.device)
+        return self._norm(self.architecture.ln_final) | {"W_U": matrix(head), "b_U": bias}
 
     def raw_branch(self, branch: str, layer: int = 0) -> dict[str, Tensor]:
         """The weights of a branch with its norm (``ln.w``, ``ln.b``), as views of the HF parameters."""
@@ -149,15 +149,15 @@ class WeightViews:
         if branch == "unembed":
             return self._raw_unembed()
         embed, pos = self.module(self.architecture.embed), self.module(self.architecture.pos_embed)
-        return {"W_E": embed.weight, "W_pos": pos.weight[: self.cfg.n_ctx]}  # type: ignore[dict-item, index]
+        return {"W_E": embed.weight, "W_pos": pos.weight[: self.cfg.n_ctx]}
 
-    # --- in the active basis ---------------------------------------------------------------------------------------------
+    # --- in the active basis ------------------------------------------------------------------------------------------
 
     def get(self, name: str) -> Tensor:
         """One weight in TransformerLens' shape and the active basis.
 
-        Without processing it shares memory with the HF parameter, and its ``.grad`` with the parameter's; with processing
-        it is a read-only tensor through which gradients reach the parameters.
+        Without processing it shares memory with the HF parameter, and its ``.grad`` with the parameter's; with
+        processing it is a read-only tensor through which gradients reach the parameters.
 
         Raises:
             UnknownPointError: if the model has no such weight in this basis.
@@ -256,7 +256,7 @@ class WeightViews:
 
 
 def _fingerprint(parameter: Tensor) -> tuple:
-    """Something that changes when the parameter does: its place, its version, and a weighted sum over a sample of it."""
+    """Something that changes when the parameter does: place, version, and a weighted sum over a sample of it."""
     size = parameter.numel()
     step = max(1, size // _SAMPLE)
     # A step that shared a factor with the row length would leave out whole columns.
@@ -295,8 +295,9 @@ class _Derived(torch.autograd.Function):
     """A kept processed weight, with the gradient it would have had, had it been computed now."""
 
     @staticmethod
-    def forward(ctx: Any, kept: Tensor, short: str, processor: Processor, processing: Processing, names: tuple,
-                *raw: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, kept: Tensor, short: str, processor: Processor, processing: Processing, names: tuple, *raw: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(*raw)
         ctx.recipe = (short, processor, processing, names)
         return kept.view_as(kept)

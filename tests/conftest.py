@@ -1,7 +1,8 @@
 """What do the unit tests run on?
 
-A tiny GPT-2 of transformers' own class with *rough* weights: every gain, bias and mean is random and far from its neutral
-value, so that a forgotten bias or centring step shows, and attention is far from uniform. Nothing here needs the network.
+A tiny GPT-2 of transformers' own class with *rough* weights: every gain, bias and mean is random and far from its
+neutral value, so that a forgotten bias or centring step shows, and attention is far from uniform. Nothing here needs
+the network.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Does a value read as in a model with the processed weights, and is an edit of it written back as that model has it?
 
-Such a model is written out here: one function that computes every activation from the weights the lens shows, and lets an
-edit replace each. The lens computes the same with HuggingFace's weights.
+Such a model is written out here: one function that computes every activation from the weights the lens shows, and lets
+an edit replace each. The lens computes the same with HuggingFace's weights.
 """
 
 from __future__ import annotations

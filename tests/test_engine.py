@@ -7,6 +7,7 @@ import io
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import nnsight
@@ -19,6 +20,8 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 import lensbridge.engine.parts
 import lensbridge.engine.run
 from lensbridge import points
+from lensbridge.architectures import BY_CLASS
+from lensbridge.architectures.record import Softmax
 from lensbridge.engine.places import Place, SoftmaxPlace, View, measure_order
 from lensbridge.errors import HookError, SourceNotFoundError
 from lensbridge.hook_points import HookPoint
@@ -185,14 +188,17 @@ def test_measuring_leaves_the_model_and_the_random_state_alone(hf: Any) -> None:
     assert ranks == sorted(ranks) and ranks[2] < order["transformer.h.0.mlp", "input"]
 
 
-def test_a_softmax_that_is_not_there_is_an_error_that_says_where_it_was_looked_for(hf: Any, lens: Any, tokens: Tensor) -> None:
-    lens(tokens)
-    for block in lens.interior.engine._blocks:
-        for site in block:
-            if isinstance(site.place, SoftmaxPlace):
-                site.place = SoftmaxPlace(site.place.path, site.place.call, "sparsemax", site.place.side)
-    with pytest.raises(SourceNotFoundError, match="no 'sparsemax' inside a call of 'attention_interface'"):
-        lens.run_with_cache(tokens, names_filter="blocks.0.attn.hook_pattern")
+def test_a_softmax_that_is_not_there_is_an_error_that_says_where_it_was_looked_for(
+    hf: Any, new_lens: Callable, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = BY_CLASS["GPT2LMHeadModel"]
+    elsewhere = replace(record, block=replace(record.block, softmax=Softmax(operation="sparsemax")))
+    monkeypatch.setitem(BY_CLASS, "GPT2LMHeadModel", elsewhere)
+    lens = new_lens(hf)
+    lens.run_with_cache(tokens, names_filter="blocks.0.attn.hook_z")
+    for name in ("scores", "pattern"):
+        with pytest.raises(SourceNotFoundError, match="no 'sparsemax' inside a call of 'attention_interface'"):
+            lens.run_with_cache(tokens, names_filter=lambda point, name=name: point.endswith(name))
     assert_untouched(hf, lens)
 
 
@@ -364,6 +370,17 @@ def test_a_users_own_error_is_not_blamed_on_a_hook(lens: Any, tokens: Tensor) ->
 
     with pytest.raises(RuntimeError, match="^mine$"):
         lens.run_with_hooks(tokens, fwd_hooks=[("hook_embed", doubled), (POST, fail)])
+
+
+@pytest.mark.parametrize("change", [lambda x: x.mT.contiguous().mT, lambda x: x[:1].expand_as(x)], ids=["strides", "expanded"])
+def test_a_tensor_may_have_any_strides(either: Any, tokens: Tensor, change: Callable) -> None:
+    either.set_use_attn_result(True)
+    either.set_use_hook_mlp_in(True)
+    for name in points.names(2):
+        if either._is_on(name):
+            given = either.run_with_hooks(tokens, fwd_hooks=[(name, lambda value, hook: change(value))])
+            plain = either.run_with_hooks(tokens, fwd_hooks=[(name, lambda value, hook: change(value).clone(memory_format=torch.contiguous_format))])
+            assert torch.allclose(given, plain, atol=1e-5), name
 
 
 def test_a_tensor_that_broadcasts_is_let_through(lens: Any, tokens: Tensor) -> None:

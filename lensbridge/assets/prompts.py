@@ -73,7 +73,7 @@ Order = Literal["ABBA", "BABA"]
 
 
 def repeated_tokens(
-    vocab: int | Sequence[int] | Int[torch.Tensor, "n_ids"],  # noqa: F821 - a jaxtyping axis name
+    vocab: int | Sequence[int] | Int[torch.Tensor, "n_ids"],
     batch: int,
     half_length: int,
     bos: int | None = None,

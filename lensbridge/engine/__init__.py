@@ -1,7 +1,7 @@
 """Running a HuggingFace model through nnsight and showing its values to hook points.
 
-This package is the only code that knows nnsight, and it knows nothing of TransformerLens' methods: it is given hook points
-by name, a basis, and what to run.
+This package is the only code that knows nnsight, and it knows nothing of TransformerLens' methods: it is given hook
+points by name, a basis, and what to run.
 """
 
 from .run import Engine as Engine

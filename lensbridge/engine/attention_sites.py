@@ -1,7 +1,7 @@
 """What happens to attention's values when the forward pass reaches them?
 
-Queries, keys and values are slices of one fused output here, the norm before them serves three readers, and the value bias
-that processing moves away has to come back where a pattern was edited: hence the sites of their own.
+Queries, keys and values are slices of one fused output here, the norm before them serves three readers, and the value
+bias that processing moves away has to come back where a pattern was edited: hence the sites of their own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How does TransformerLens' key-value cache reach HuggingFace's attention, and come back?
 
-TransformerLens' entries are plain tensors, [batch, pos, head, d_head] in the active basis, and stay the truth: HF's cache
-is made from them for a run and read back after it, so that a user may edit, slice or build entries at will.
+TransformerLens' entries are plain tensors, [batch, pos, head, d_head] in the active basis, and stay the truth: HF's
+cache is made from them for a run and read back after it, so that a user may edit, slice or build entries at will.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ def append_new(entries: dict[int, Any], cache: DynamicCache, basis: Basis) -> No
     """Append to the entries what a run has added to the HF cache; frozen entries stay as they are."""
     for layer, entry in entries.items():
         past = entry.past_keys.shape[1]
-        keys, values = cache.layers[layer].keys, cache.layers[layer].values
-        entry.append(
-            _from_hf(basis, layer, "k", keys[:, :, past:]), _from_hf(basis, layer, "v", values[:, :, past:])
-        )
+        kept: Any = cache.layers[layer]
+        keys, values = kept.keys, kept.values
+        entry.append(_from_hf(basis, layer, "k", keys[:, :, past:]), _from_hf(basis, layer, "v", values[:, :, past:]))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import nnsight
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..basis import Stream
 from .kv import append_new, hf_cache
@@ -21,11 +21,13 @@ from .sites import Run
 if TYPE_CHECKING:
     from .run import Engine
 
+
 def run_mlp(engine: Engine, layer: int, x: Tensor, listeners: Listeners) -> Tensor:
     """One layer's MLP on the output of its norm."""
     arch = engine.architecture
     hidden = engine.basis.norm_output_as_hf(x, arch.in_layer(layer, "ln2"))
-    output = _run_module(engine, layer, arch.in_layer(layer, "mlp"), {"hidden_states": hidden}, listeners, {})
+    kwargs = {"hidden_states": hidden.contiguous()}
+    output = _run_module(engine, layer, arch.in_layer(layer, "mlp"), kwargs, listeners, {})
     return Stream(engine.basis.centres_stream).read_branch(output)
 
 
@@ -52,7 +54,7 @@ def run_attention(
     mask = causal_mask(hidden, past, attention_mask)
     if additive_attention_mask is not None:
         mask = mask + additive_attention_mask
-    kwargs: dict[str, Any] = {"hidden_states": hidden, "attention_mask": mask}
+    kwargs: dict[str, Any] = {"hidden_states": hidden.contiguous(), "attention_mask": mask}
     entries = {} if past_kv_cache_entry is None else {layer: past_kv_cache_entry}
     if entries:
         kwargs["past_key_values"] = hf_cache(entries, basis)

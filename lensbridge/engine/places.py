@@ -26,9 +26,9 @@ Side = Literal["input", "output"]
 class View:
     """nnsight's view of a HF model, with its parts by path.
 
-    nnsight puts a handle on every module, in place of its ``forward``. Here a module has its handle only during a run, and
-    only if the run visits it: what nobody asked to see costs nothing, and at any other moment the HF model is just what
-    it was.
+    nnsight puts a handle on every module, in place of its ``forward``. Here a module has its handle only during a run,
+    and only if the run visits it: what nobody asked to see costs nothing, and at any other moment the HF model is just
+    what it was.
     """
 
     def __init__(self, hf_model: nn.Module, sourced_paths: list[str]) -> None:
@@ -114,6 +114,8 @@ class Place:
     def write(self, view: View, value: Tensor) -> None:
         """Put ``value`` in the tensor's place for the rest of the forward pass."""
         envoy = view[self.path]
+        # What a hook has rearranged or expanded has other strides, and HF's modules look at tensors with ``view``.
+        value = value.contiguous()
         if self.side == "input":
             envoy.input = value
             return

@@ -1,7 +1,7 @@
 """Which places does a run have to visit, and in which order?
 
-A plan is the part of all sites that somebody listens to (and what an edit there makes necessary), in the measured order.
-It depends only on who listens where and on what is run, so it is made once per such combination.
+A plan is the part of all sites that somebody listens to (and what an edit there makes necessary), in the measured
+order. It depends only on who listens where and on what is run, so it is made once per such combination.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from .sites import (
     UnembedInSite,
     UnembedOutSite,
 )
-
 
 #: The points that somebody listens to, by name.
 Listeners = Mapping[str, nn.Module]
@@ -59,7 +58,9 @@ def edits_of(listeners: Listeners) -> dict[str, bool]:
     return {name: not (isinstance(point, HookPoint) and point.only_reads) for name, point in listeners.items()}
 
 
-def sites_of(architecture: Architecture, cfg: Any, eps: Mapping[str, float]) -> tuple[list[Site], list[list[Site]], list[Site]]:
+def sites_of(
+    architecture: Architecture, cfg: Any, eps: Mapping[str, float]
+) -> tuple[list[Site], list[list[Site]], list[Site]]:
     """(before the blocks, one list per block, after the blocks), each in TransformerLens' firing order.
 
     Args:
@@ -148,7 +149,7 @@ def _needed(site: Site, listened: set[str], edits: Mapping[str, bool], basis: Ba
 
 
 def _rank(site: Site, order: Mapping[tuple[str, str], int]) -> tuple[int, int]:
-    """Sites at one place keep the order of the list, by Python's stable sort; an operation's input precedes its output."""
+    """Sites at one place keep the list's order, by Python's stable sort; an operation's input precedes its output."""
     place = site.place
     if isinstance(place, SoftmaxPlace):
         return order.get((place.path, "softmax"), 0), int(place.side == "output")

@@ -70,7 +70,7 @@ class Engine:
         block = [self.architecture.in_layer(layer, role) for layer in layers for role in ("ln1", "ln2")]
         return [*block, self.architecture.ln_final]
 
-    # --- planning --------------------------------------------------------------------------------------------------------
+    # --- planning -----------------------------------------------------------------------------------------------------
 
     def plan_for(
         self,
@@ -97,7 +97,8 @@ class Engine:
             if below is not None:
                 sites = [site for site in sites if f"{site.place.path}.".startswith(f"{below}.")]
             ends = self._ends(span) if below is None else {below}
-            plan = make_plan(sites, {*edits, *(recorded or ())}, dict.fromkeys(given, True) | edits, self.basis, self.order, ends)
+            listened, may_change = {*edits, *(recorded or ())}, {**dict.fromkeys(given, True), **edits}
+            plan = make_plan(sites, listened, may_change, self.basis, self.order, ends)
             if len(self._plans) > 4096:
                 self._plans.clear()
             self._plans[key] = plan
@@ -130,7 +131,7 @@ class Engine:
     def _attention_paths(self) -> list[str]:
         return [self.architecture.in_layer(layer, "attn") for layer in range(self.cfg.n_layers)]
 
-    # --- running ---------------------------------------------------------------------------------------------------------
+    # --- running ------------------------------------------------------------------------------------------------------
 
     def run(self, request: Request, listeners: Listeners, recording: Recording | None = None) -> Tensor | None:
         """Run the model; returns logits, or the residual stream where the span ends before the norm, or None.
@@ -155,8 +156,8 @@ class Engine:
         model = self.hf_model
         if model.training and torch.is_grad_enabled() and model.is_gradient_checkpointing:
             raise UnsupportedModelError(
-                "gradient checkpointing runs each block again in the backward pass, without the hooks, so that gradients "
-                "would be those of a run without edits: call hf_model.gradient_checkpointing_disable() first"
+                "gradient checkpointing runs each block again in the backward pass, without the hooks, so that "
+                "gradients would be those of a run without edits: call hf_model.gradient_checkpointing_disable() first"
             )
 
     def _run_unseen(self, request: Request) -> Tensor | None:
@@ -228,8 +229,8 @@ class Engine:
             except OutOfOrderError as error:
                 self._forget_structure()
                 raise SourceNotFoundError(
-                    f"the forward pass did not come by where it did when its order was measured ({error}): modules of the "
-                    "HF model were replaced or changed since. It will be measured again; run once more."
+                    f"the forward pass did not come by where it did when its order was measured ({error}): modules of "
+                    "the HF model were replaced or changed since. It will be measured again; run once more."
                 ) from error
             finally:
                 self._running.pop()

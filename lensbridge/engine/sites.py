@@ -1,8 +1,9 @@
 """What happens to a value when the forward pass reaches it?
 
-A site is one or a few hook points bound to a place in the HuggingFace model. Visiting it reads HF's value there, converts
-it into TransformerLens' basis, shows it to the points' listeners, and, only if one of them changed it, converts it back
-and writes it. Most points are a line of data for one of the small classes here; attention's are in `attention_sites.py`.
+A site is one or a few hook points bound to a place in the HuggingFace model. Visiting it reads HF's value there,
+converts it into TransformerLens' basis, shows it to the points' listeners, and, only if one of them changed it,
+converts it back and writes it. Most points are a line of data for one of the small classes here; attention's are in
+`attention_sites.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from .places import AnyPlace, Place, View
 class Recording(Protocol):
     """A cache that a run fills: which points it wants, and what to do with a value."""
 
-    names: Collection[str]
+    @property
+    def names(self) -> Collection[str]:
+        """The points to keep."""
 
     def keep(self, name: str, value: Tensor) -> None:
         """Put away the value of a point."""
@@ -93,8 +96,8 @@ class Run:
         """Show ``value`` to the listeners of a point; returns (what they make of it, whether they changed it).
 
         Args:
-            live: whether ``value`` is HF's own tensor (or shares its memory). Listeners that may edit get a copy then, so
-                that an edit in place neither breaks autograd nor reaches what was cached before.
+            live: whether ``value`` is HF's own tensor (or shares its memory). Listeners that may edit get a copy then,
+                so that an edit in place neither breaks autograd nor reaches what was cached before.
         """
         point = self.listeners.get(name)
         if point is None:
@@ -124,7 +127,9 @@ class Run:
     def _note_if_unlike(self, name: str, shown: Tensor, result: Tensor) -> None:
         was, now = ((tuple(x.shape), x.dtype, x.device) for x in (shown, result))
         if was != now:
-            self.unlike.append(f"a hook at {name!r} returned {_described(*now)}, where the activation is {_described(*was)}")
+            self.unlike.append(
+                f"a hook at {name!r} returned {_described(*now)}, where the activation is {_described(*was)}"
+            )
 
     @contextmanager
     def explaining(self) -> Iterator[None]:

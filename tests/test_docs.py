@@ -1,0 +1,115 @@
+"""Is what the documents say true: does their code run, does what they point to exist, are their numbers the measured ones?"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lensbridge.assets import TOY_DIRECTORY
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+
+CODE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+#: `tests/test_docs.py`, `compat_tests/test_weights.py::test_state_dict`, `engine/plan.py`
+FILE = re.compile(r"`?([\w.]+(?:/[\w.]+)+\.(?:py|md|txt|toml|json))(?:::(\w+))?")
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def prose(page: Path) -> str:
+    """A page without its code blocks."""
+    return CODE.sub("", page.read_text(encoding="utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    """What can stand after ``#`` in a link to the page: its headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def python_blocks(page: Path) -> list[str]:
+    return [code for language, code in CODE.findall(page.read_text(encoding="utf-8")) if language == "python"]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=name_of)
+def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All blocks of a page in one namespace, from top to bottom, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    text = page.read_text(encoding="utf-8")
+    for block in python_blocks(page):
+        line = text[: text.index(block)].count("\n")
+        exec(compile("\n" * line + block, str(page), "exec"), namespace)
+
+
+def test_the_readme_has_code_to_run() -> None:
+    assert len(python_blocks(ROOT / "README.md")) >= 3
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(prose(page)):
+        if target.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path.replace("\\", "")).resolve() if path else page
+        assert there.exists(), target
+        assert ROOT in there.parents, target
+        if anchor:
+            assert anchor in anchors(there), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_and_tests_that_are_named_exist(page: Path) -> None:
+    """Paths are those of the repository, of the package, or of the page's own folder."""
+    for path, test in FILE.findall(re.sub(r"\]\([^)]*\)", "]", prose(page))):
+        found = [base / path for base in (ROOT, ROOT / "lensbridge", page.parent) if (base / path).exists()]
+        # A page may also name a file of nnsight's or of a user's.
+        if not found:
+            assert path.startswith(("nnsight/", "path/")), path
+        if test:
+            functions = {node.name for node in ast.parse(found[0].read_text()).body if isinstance(node, ast.FunctionDef)}
+            assert test in functions, f"{path}::{test}"
+
+
+def test_the_page_of_hook_points_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("make_hook_points", ROOT / "docs" / "make_hook_points.py")
+    assert spec is not None
+    assert spec.loader is not None
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    assert maker.PAGE.read_text(encoding="utf-8") == maker.render(), "run `make docs`"
+
+
+def test_the_commands_of_the_readme_are_targets_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    commands = re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert commands[:2] == ["demo", "test"]
+    for command in commands:
+        assert re.search(rf"^{command}:", makefile, re.MULTILINE), command
+
+
+def test_the_scores_of_the_bundled_model_are_the_measured_ones() -> None:
+    """Every score of ``scores.json`` stands in the README, rounded."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- toy -->")[1].split("<!-- /toy -->")[0]
+    scores = json.loads((TOY_DIRECTORY / "scores.json").read_text(encoding="utf-8"))["scores"]
+    for kind in ("induction_head", "previous_token_head"):
+        layer, head = scores[kind]["head"].split(".")
+        assert f"L{layer}H{head} ({scores[kind]['score']:.2f})" in section
+    losses = scores["repeated_tokens_loss"]
+    assert f"{losses['first_copy']:.2f}" in section
+    assert f"{losses['second_copy']:.2f}" in section
+    for part in ("held_out_pairs", "held_out_templates"):
+        ioi = scores["ioi"][part]
+        assert f"{ioi['accuracy']:.1%}" in section
+        assert f"{ioi['logit_difference']:.2f}" in section
