@@ -37,9 +37,10 @@ types: $(VENV)/.installed-for-tests
 pytest: $(VENV)/.installed-for-tests
 	$(BIN)/python -m pytest -q $(PYTEST)
 
-# The pages in docs/ that are made from the code.
+# What the documents take from the code, the bundled model and benchmarks/results.
 docs: $(VENV)/.installed
 	$(BIN)/python docs/make_hook_points.py
+	$(BIN)/python docs/make_readme.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

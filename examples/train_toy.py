@@ -141,7 +141,7 @@ def ordinary_ids(tokenizer: GPT2Tokenizer) -> Int[torch.Tensor, "n_ids"]:
 
 
 def periodic_rows(
-    n: int, length: int, ids: Int[torch.Tensor, "n_ids"], bos: int, generator: torch.Generator  # noqa: F821
+    n: int, length: int, ids: Int[torch.Tensor, "n_ids"], bos: int, generator: torch.Generator
 ) -> tuple[Int[torch.Tensor, "batch pos"], Float[torch.Tensor, "batch pos-1"]]:
     """``n`` rows of random tokens that repeat with a period of the row's own, and the weight of each prediction.
 

@@ -70,11 +70,11 @@ def prepare(
     """
     device = model.cfg.device
     if not span.embeds:
-        shape = tuple(input.shape) if isinstance(input, Tensor) and input.is_floating_point() else ()
-        if len(shape) != 3 or shape[-1] != model.cfg.d_model:
+        shape = list(input.shape) if isinstance(input, Tensor) else []
+        if len(shape) != 3 or shape[-1] != model.cfg.d_model or not input.is_floating_point():
             raise AssertionError(
-                f"with start_at_layer the input is the residual stream before that layer, [batch, pos, "
-                f"{model.cfg.d_model}], not {type(input).__name__} {list(shape) or ''}"
+                f"with start_at_layer the input is the residual stream before that layer, floats [batch, pos, "
+                f"{model.cfg.d_model}], not {type(input).__name__} {shape}"
             )
         inputs: dict[str, Any] = {"inputs_embeds": input.to(device)}
         residual = inputs["inputs_embeds"]

@@ -121,6 +121,9 @@ def _as_given(wish: Wish, kwargs: dict[str, Any]) -> Any:
         )
     if not hasattr(wish.hf_model, "config"):
         raise AssertionError(f"hf_model must be a HuggingFace model with a config, not {type(wish.hf_model).__name__}")
+    dtype = getattr(wish.hf_model, "dtype", wish.dtype)
+    if wish.dtype not in (dtype, Wish.dtype):
+        logging.warning("dtype=%s is not applied to hf_model, which stays %s: use model.to(dtype)", wish.dtype, dtype)
     return wish.hf_model
 
 
@@ -128,57 +131,76 @@ def _from_hub_or_disk(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     config = kwargs.pop("config", None)
     if config is None:
-        with _explaining(wish.model_name, location):
+        # transformers raises ValueError for a config.json that names no model type.
+        with _explaining(wish.model_name, location, OSError, ValueError):
             config = AutoConfig.from_pretrained(location, **hub)
-    _refuse_unknown(kwargs, config)
     _refuse_unrecorded(config)
+    config = _with_attributes(config, kwargs)
     if "torch_dtype" in kwargs:
         kwargs["dtype"] = kwargs.pop("torch_dtype")
     kwargs.setdefault("dtype", wish.dtype)
     kwargs.setdefault("attn_implementation", "eager")
-    if wish.n_devices > 1 and "device_map" not in kwargs:
-        device_map, max_memory = resolve_device_map(wish.n_devices, None, wish.device, kwargs.get("max_memory"))
-        kwargs |= {"device_map": device_map} | ({"max_memory": max_memory} if max_memory else {})
+    device_map, max_memory = resolve_device_map(
+        wish.n_devices, kwargs.pop("device_map", None), wish.device, kwargs.pop("max_memory", None)
+    )
+    placing = {"device_map": device_map, "max_memory": max_memory}
+    kwargs |= {name: value for name, value in placing.items() if value is not None}
     on_cpu = str(wish.device or "cpu").startswith("cpu") and not torch.cuda.is_available()
     if kwargs["dtype"] == torch.float16 and on_cpu:
         logging.warning("float16 models may be slow or fail on CPU; use bfloat16 or a GPU")
-    with _explaining(wish.model_name, location):
+    with _explaining(wish.model_name, location, OSError):
         hf_model: Any = AutoModelForCausalLM.from_pretrained(location, config=config, **kwargs)
-    if wish.move_to_device and "device_map" not in kwargs:
+    if wish.move_to_device and device_map is None:
         hf_model.to(wish.device or get_device())
     return hf_model
 
 
-def _refuse_unknown(kwargs: dict[str, Any], config: Any) -> None:
-    for name in kwargs:
-        if name not in HF_ARGUMENTS and not hasattr(config, name):
+def _with_attributes(config: Any, kwargs: dict[str, Any]) -> Any:
+    """The config with the attributes of it that are among ``kwargs``, which lose them.
+
+    Raises:
+        UnknownArgumentError: for a name that is neither an argument of HF's ``from_pretrained`` nor such an attribute.
+    """
+    changes = {}
+    for name in [name for name in kwargs if name not in HF_ARGUMENTS]:
+        if not hasattr(config, name) or callable(getattr(config, name)):
             known = [*HF_ARGUMENTS, *config.to_dict()]
             raise UnknownArgumentError(f"from_pretrained has no argument {name!r}.{near_misses(name, known)}")
+        changes[name] = kwargs.pop(name)
+    if changes:
+        config = copy.deepcopy(config)
+        for name, value in changes.items():
+            setattr(config, name, value)
+    return config
 
 
 def _refuse_unrecorded(config: Any) -> None:
-    """Refuse before the weights are read, where the config tells the class."""
-    classes = getattr(config, "architectures", None) or []
-    if classes and not any(name in BY_CLASS for name in classes):
+    """Refuse before the weights are read, by the config."""
+    if config.model_type not in {record.model_type for record in BY_CLASS.values()}:
+        asked = ", ".join(getattr(config, "architectures", None) or [config.model_type])
         raise UnsupportedModelError(
-            f"no record of the architecture {', '.join(classes)}; known: {', '.join(sorted(BY_CLASS))}. "
+            f"no record of the architecture {asked}; known: {', '.join(sorted(BY_CLASS))}. "
             "A family is one data file in lensbridge/architectures (see CONTRIBUTING.md)."
         )
 
 
 @contextmanager
-def _explaining(name: str, location: str) -> Iterator[None]:
+def _explaining(name: str, location: str, *errors: type[Exception]) -> Iterator[None]:
     """Turn HF's many ways of not finding a model into one error that says where it was looked for and what to do."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        if isinstance(error, UnsupportedModelError):
-            raise
+    except errors as error:
+        if Path(location).is_dir():
+            raise ModelNotFoundError(
+                f"the directory {location!r} holds no model that can be loaded. HuggingFace said: {error}"
+            ) from error
         alias = f" (the hub id {location!r})" if location != name else ""
+        known = model_names.known_names()
+        closest = "" if name in known else near_misses(name, known)
         raise ModelNotFoundError(
             f"cannot load {name!r}{alias}: there is no such local directory, and neither HuggingFace's cache nor the "
             f"hub gave it. If this machine is offline, download the model elsewhere and pass its directory, or pass a "
-            f"loaded model as hf_model=.{near_misses(name, model_names.known_names())} HuggingFace said: {error}"
+            f"loaded model as hf_model=.{closest} HuggingFace said: {error}"
         ) from error
 
 
@@ -192,8 +214,12 @@ def _checkpoint(location: str, wish: Wish, kwargs: dict[str, Any]) -> dict[str, 
             f"{wish.model_name!r} has no numbered checkpoints; those of stanford-crfm's GPT-2 and EleutherAI's Pythia "
             "models have. For another revision pass revision='...'"
         )
+    if "revision" in kwargs:
+        raise ValueError("a checkpoint is a revision: give one of checkpoint_index, checkpoint_value and revision")
     steps, prefix = labels
     if wish.checkpoint_index is not None:
+        if not -len(steps) <= wish.checkpoint_index < len(steps):
+            raise IndexError(f"{wish.model_name!r} has {len(steps)} checkpoints, so none at {wish.checkpoint_index}")
         step = steps[wish.checkpoint_index]
     elif wish.checkpoint_value in steps:
         step = wish.checkpoint_value
@@ -203,7 +229,7 @@ def _checkpoint(location: str, wish: Wish, kwargs: dict[str, Any]) -> dict[str, 
             f"{wish.model_name!r} has no checkpoint at step {wish.checkpoint_value}; the closest is {close}"
         )
     if wish.hf_model is None:
-        kwargs.setdefault("revision", f"{prefix}{step}")
+        kwargs["revision"] = f"{prefix}{step}"
     return {
         "from_checkpoint": True,
         "checkpoint_label_type": "step",
@@ -262,7 +288,7 @@ def read_config(hf_model: Any, architecture: Architecture, wish: Wish, location:
         "n_heads": heads,
         "d_mlp": mlp.bias.shape[0] if mlp is not None else 4 * d_model,
         "n_layers": hf.num_hidden_layers,
-        "n_ctx": wish.n_ctx or hf.max_position_embeddings,
+        "n_ctx": hf.max_position_embeddings if wish.n_ctx is None else wish.n_ctx,
         "d_vocab": hf.vocab_size,
         "d_vocab_out": d_vocab_out,
         "normalization_type": architecture.norm,
@@ -276,9 +302,9 @@ def read_config(hf_model: Any, architecture: Architecture, wish: Wish, location:
         "n_devices": wish.n_devices,
         "initializer_range": hf.initializer_range,
     }
-    if fields["n_ctx"] > hf.max_position_embeddings:
+    if not 1 <= fields["n_ctx"] <= hf.max_position_embeddings:
         raise ValueError(
-            f"n_ctx={wish.n_ctx} is more than the {hf.max_position_embeddings} learned positions of this model"
+            f"n_ctx must be between 1 and {hf.max_position_embeddings}, the model's learned positions, not {wish.n_ctx}"
         )
     return HookedTransformerConfig(**fields)
 
@@ -296,11 +322,16 @@ def find_tokenizer(
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs and name != "revision"}
     name = model_names.resolve(tokenizer or cfg.tokenizer_name or "")
     try:
-        return AutoTokenizer.from_pretrained(name, **hub)
-    except (OSError, ValueError, KeyError) as error:
-        if tokenizer is not None:
-            raise ModelNotFoundError(f"cannot load a tokenizer {tokenizer!r}. HuggingFace said: {error}") from error
-        logging.warning(
-            "no tokenizer at %r: the model takes tokens only. Pass tokenizer=, or call set_tokenizer() later.", name
-        )
-        return None
+        found = AutoTokenizer.from_pretrained(name, **hub)
+        # For a directory with a model but no tokenizer, transformers makes up one that knows no token.
+        if found.vocab_size:
+            return found
+        error: Exception = ValueError(f"there are no tokenizer files in {name!r}")
+    except (OSError, ValueError, KeyError) as raised:
+        error = raised
+    if tokenizer is not None:
+        raise ModelNotFoundError(f"cannot load a tokenizer {tokenizer!r}. HuggingFace said: {error}") from error
+    logging.warning(
+        "no tokenizer at %r: the model takes tokens only. Pass tokenizer=, or call set_tokenizer() later.", name
+    )
+    return None

@@ -169,6 +169,8 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
             if dtype not in DTYPE_FROM_STRING:
                 raise KeyError(f"unknown dtype {dtype!r}: one of {', '.join(DTYPE_FROM_STRING)}, or a torch.dtype")
             dtype = DTYPE_FROM_STRING[dtype]
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype must be a torch.dtype or the name of one, not {dtype!r}")
         wish = loading.Wish(
             model_name,
             hf_model=hf_model,

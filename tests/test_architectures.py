@@ -1,4 +1,4 @@
-"""Is a model recognised, are its variants picked and its unsupported ones refused, and is every role where the record says?"""
+"""Is a model recognised, are variants picked and unsupported ones refused, and is every role where its record says?"""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def test_an_unknown_class_is_refused_by_name() -> None:
 
 
 def test_cross_attention_is_refused_with_its_reason(new_hf: Callable) -> None:
-    with pytest.raises(UnsupportedModelError, match="add_cross_attention=True is not supported: its blocks add a third"):
+    with pytest.raises(
+        UnsupportedModelError, match="add_cross_attention=True is not supported: its blocks add a third"
+    ):
         architecture_of(new_hf(add_cross_attention=True))
 
 

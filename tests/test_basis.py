@@ -109,12 +109,13 @@ def one_entry(value: Tensor) -> Tensor:
 
 
 POINTS = [
-    "hook_embed", "hook_pos_embed", "blocks.1.hook_resid_pre", "blocks.0.ln1.hook_scale", "blocks.1.ln1.hook_normalized",
-    "blocks.0.attn.hook_q", "blocks.1.attn.hook_k", "blocks.0.attn.hook_v", "blocks.0.attn.hook_attn_scores",
-    "blocks.1.attn.hook_pattern", "blocks.0.attn.hook_z", "blocks.0.attn.hook_result", "blocks.0.hook_attn_out",
-    "blocks.0.hook_resid_mid", "blocks.0.hook_mlp_in", "blocks.1.ln2.hook_scale", "blocks.0.ln2.hook_normalized",
-    "blocks.1.mlp.hook_pre", "blocks.0.mlp.hook_post", "blocks.0.hook_mlp_out", "blocks.0.hook_resid_post",
-    "ln_final.hook_scale", "ln_final.hook_normalized", "unembed.hook_in", "unembed.hook_out",
+    "hook_embed", "hook_pos_embed", "blocks.1.hook_resid_pre", "blocks.0.ln1.hook_scale",
+    "blocks.1.ln1.hook_normalized", "blocks.0.attn.hook_q", "blocks.1.attn.hook_k", "blocks.0.attn.hook_v",
+    "blocks.0.attn.hook_attn_scores", "blocks.1.attn.hook_pattern", "blocks.0.attn.hook_z", "blocks.0.attn.hook_result",
+    "blocks.0.hook_attn_out", "blocks.0.hook_resid_mid", "blocks.0.hook_mlp_in", "blocks.1.ln2.hook_scale",
+    "blocks.0.ln2.hook_normalized", "blocks.1.mlp.hook_pre", "blocks.0.mlp.hook_post", "blocks.0.hook_mlp_out",
+    "blocks.0.hook_resid_post", "ln_final.hook_scale", "ln_final.hook_normalized", "unembed.hook_in",
+    "unembed.hook_out",
 ]  # fmt: skip
 
 
@@ -175,7 +176,9 @@ def test_parameters_get_the_gradients_of_what_was_computed(lens: Any, tokens: Te
                 parameter.sub_(2 * step)
                 below = loss()
                 parameter.add_(step)
-            assert float((gradient * step).sum()) == pytest.approx(float((above - below) / 2), rel=1e-4, abs=1e-12), name
+            assert float((gradient * step).sum()) == pytest.approx(float((above - below) / 2), rel=1e-4, abs=1e-12), (
+                name
+            )
 
 
 # --- the pieces ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Does each component, called by itself, compute its part of a run, in the active basis and with its hook points firing?"""
+"""Does each component, called by itself, compute its part of a run, in the active basis and with its hooks firing?"""
 
 from __future__ import annotations
 
@@ -151,7 +151,9 @@ def test_a_block_takes_a_mask(model: Any, x: Tensor) -> None:
     assert close(model.blocks[0](x, attention_mask=keep)[:1, 1:], model.blocks[0](x[:1, 1:]))
 
 
-def test_attention_called_alone_is_the_same_under_every_implementation(new_hf: Callable, new_lens: Callable, x: Tensor) -> None:
+def test_attention_called_alone_is_the_same_under_every_implementation(
+    new_hf: Callable, new_lens: Callable, x: Tensor
+) -> None:
     sdpa = new_hf(attention="sdpa")
     assert close(new_lens(sdpa).blocks[0].attn(x), new_lens(new_hf()).blocks[0].attn(x))
     assert sdpa.config._attn_implementation == "sdpa"
@@ -160,7 +162,7 @@ def test_attention_called_alone_is_the_same_under_every_implementation(new_hf: C
 # --- hooks -----------------------------------------------------------------------------------------------------------
 
 
-class _hooks:  # noqa: N801
+class _hooks:
     """A hook on one point of a component, for a while."""
 
     def __init__(self, component: Any, point: str, hook: Any) -> None:

@@ -1,4 +1,4 @@
-"""Does a run visit what is listened to and nothing else, and leave the HuggingFace model as it was, whatever happens?"""
+"""Does a run visit what is listened to and nothing else, and leave the HuggingFace model as it was, come what may?"""
 
 from __future__ import annotations
 
@@ -152,7 +152,9 @@ class MLPFirst(GPT2Block):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         hidden_states = hidden_states + self.mlp(self.ln_2(hidden_states))
         kwargs.pop("encoder_hidden_states", None)
-        kwargs = {name: kwargs[name] for name in ("attention_mask", "past_key_values", "position_ids") if name in kwargs}
+        kwargs = {
+            name: kwargs[name] for name in ("attention_mask", "past_key_values", "position_ids") if name in kwargs
+        }
         return hidden_states + self.attn(self.ln_1(hidden_states), *args, **kwargs)[0]
 
 
@@ -270,7 +272,9 @@ def test_a_span_in_the_middle(either: Any, tokens: Tensor) -> None:
     found, inner = either.run_with_cache(cache["blocks.0.hook_resid_pre"], start_at_layer=0, stop_at_layer=1)
     assert torch.allclose(found, cache[POST], atol=1e-5)
     assert list(inner) == [name for name in cache if name.startswith("blocks.0.")]
-    assert torch.equal(either(found, start_at_layer=1, stop_at_layer=1), either(found, start_at_layer=1, stop_at_layer=0))
+    assert torch.equal(
+        either(found, start_at_layer=1, stop_at_layer=1), either(found, start_at_layer=1, stop_at_layer=0)
+    )
 
 
 # --- exceptions ------------------------------------------------------------------------------------------------------
@@ -281,8 +285,13 @@ class Stop(Exception):
 
 
 POINTS_OF_ALL_KINDS = [
-    "hook_embed", "blocks.0.ln2.hook_scale", "blocks.0.attn.hook_q", "blocks.1.attn.hook_pattern", MID, "unembed.hook_out"
-]  # fmt: skip
+    "hook_embed",
+    "blocks.0.ln2.hook_scale",
+    "blocks.0.attn.hook_q",
+    "blocks.1.attn.hook_pattern",
+    MID,
+    "unembed.hook_out",
+]
 
 
 @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, SystemExit, GeneratorExit, StopIteration])
@@ -337,7 +346,9 @@ def test_an_input_that_the_hf_model_refuses_leaves_nothing_behind(hf: Any, lens:
 # --- what hooks may return -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrong", ["text", 3.0, (1, 2), [torch.ones(1)], np.zeros(3), {}], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize(
+    "wrong", ["text", 3.0, (1, 2), [torch.ones(1)], np.zeros(3), {}], ids=lambda x: type(x).__name__
+)
 def test_what_is_no_tensor_is_refused(hf: Any, lens: Any, tokens: Tensor, wrong: Any) -> None:
     with pytest.raises(HookError, match=f"a hook at '{POST}' returned {type(wrong).__name__}; return a tensor"):
         lens.run_with_hooks(tokens, fwd_hooks=[(POST, lambda value, hook: wrong)])
@@ -347,9 +358,17 @@ def test_what_is_no_tensor_is_refused(hf: Any, lens: Any, tokens: Tensor, wrong:
 @pytest.mark.parametrize(
     ("name", "change", "what"),
     [
-        (POST, lambda value: value[:, :3], r"returned \[2, 3, 20\] float32 on cpu, where the activation is \[2, 7, 20\]"),
+        (
+            POST,
+            lambda value: value[:, :3],
+            r"returned \[2, 3, 20\] float32 on cpu, where the activation is \[2, 7, 20\]",
+        ),
         (POST, lambda value: value[..., :3], r"\[2, 7, 3\]"),
-        ("hook_embed", lambda value: value.double(), r"\[2, 7, 20\] float64 on cpu, where the activation is .* float32"),
+        (
+            "hook_embed",
+            lambda value: value.double(),
+            r"\[2, 7, 20\] float64 on cpu, where the activation is .* float32",
+        ),
         ("blocks.0.attn.hook_pattern", lambda value: value.to("meta"), "float32 on meta"),
         ("blocks.0.attn.hook_q", lambda value: value[:, :, :2], r"\[2, 7, 2, 5\]"),
         ("blocks.0.mlp.hook_post", lambda value: value.long(), "int64"),
@@ -372,14 +391,19 @@ def test_a_users_own_error_is_not_blamed_on_a_hook(lens: Any, tokens: Tensor) ->
         lens.run_with_hooks(tokens, fwd_hooks=[("hook_embed", doubled), (POST, fail)])
 
 
-@pytest.mark.parametrize("change", [lambda x: x.mT.contiguous().mT, lambda x: x[:1].expand_as(x)], ids=["strides", "expanded"])
+@pytest.mark.parametrize(
+    "change", [lambda x: x.mT.contiguous().mT, lambda x: x[:1].expand_as(x)], ids=["strides", "expanded"]
+)
 def test_a_tensor_may_have_any_strides(either: Any, tokens: Tensor, change: Callable) -> None:
     either.set_use_attn_result(True)
     either.set_use_hook_mlp_in(True)
     for name in points.names(2):
         if either._is_on(name):
             given = either.run_with_hooks(tokens, fwd_hooks=[(name, lambda value, hook: change(value))])
-            plain = either.run_with_hooks(tokens, fwd_hooks=[(name, lambda value, hook: change(value).clone(memory_format=torch.contiguous_format))])
+            plain = either.run_with_hooks(
+                tokens,
+                fwd_hooks=[(name, lambda value, hook: change(value).clone(memory_format=torch.contiguous_format))],
+            )
             assert torch.allclose(given, plain, atol=1e-5), name
 
 
@@ -487,20 +511,28 @@ def sdpa(new_hf: Callable, new_lens: Callable, monkeypatch: pytest.MonkeyPatch) 
 
 def test_only_runs_that_touch_scores_or_pattern_switch_to_eager(sdpa: Any, tokens: Tensor) -> None:
     hf, lens, switched = sdpa
-    reachable = [name for name in lens.hook_dict if "scores" not in name and "pattern" not in name and lens._is_on(name)]
+    reachable = [
+        name for name in lens.hook_dict if "scores" not in name and "pattern" not in name and lens._is_on(name)
+    ]
     lens(tokens)
     lens.run_with_cache(tokens, names_filter=reachable)
     lens.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_z", doubled), ("blocks.0.attn.hook_v", doubled)])
     assert switched == []
     for name in ("scores", "pattern"):
         point = f"blocks.1.attn.hook_{'attn_' if name == 'scores' else ''}{name}"
-        seen = []
-        lens.run_with_hooks(tokens, fwd_hooks=[(point, lambda value, hook: seen.append(hf.config._attn_implementation))])
+        seen: list[str] = []
+
+        def look(value: Tensor, hook: HookPoint, seen: list[str] = seen) -> None:
+            seen.append(hf.config._attn_implementation)
+
+        lens.run_with_hooks(tokens, fwd_hooks=[(point, look)])
         assert (switched, seen, hf.config._attn_implementation) == (["eager", "sdpa"], ["eager"], "sdpa")
         switched.clear()
 
 
-def test_both_implementations_give_the_same_numbers(sdpa: Any, new_hf: Callable, new_lens: Callable, tokens: Tensor) -> None:
+def test_both_implementations_give_the_same_numbers(
+    sdpa: Any, new_hf: Callable, new_lens: Callable, tokens: Tensor
+) -> None:
     _, lens, _ = sdpa
     logits, cache = lens.run_with_cache(tokens)
     expected, reference = new_lens(new_hf()).run_with_cache(tokens)
@@ -508,7 +540,9 @@ def test_both_implementations_give_the_same_numbers(sdpa: Any, new_hf: Callable,
     assert all(torch.allclose(cache[name], reference[name], atol=1e-5) for name in cache)
     halved = [("blocks.0.attn.hook_pattern", lambda value, hook: value / 2)]
     assert torch.allclose(
-        lens.run_with_hooks(tokens, fwd_hooks=halved), new_lens(new_hf()).run_with_hooks(tokens, fwd_hooks=halved), atol=1e-4
+        lens.run_with_hooks(tokens, fwd_hooks=halved),
+        new_lens(new_hf()).run_with_hooks(tokens, fwd_hooks=halved),
+        atol=1e-4,
     )
 
 
@@ -523,7 +557,9 @@ def test_variants_of_attention(new_hf: Callable, new_lens: Callable, tokens: Ten
     scores = scores.masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf)
     assert torch.allclose(cache["blocks.1.attn.hook_attn_scores"], scores, atol=1e-5)
     assert torch.allclose(cache["blocks.1.attn.hook_pattern"], scores.softmax(-1), atol=1e-6)
-    assert torch.allclose(cache["blocks.1.attn.hook_z"], torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v), atol=1e-5)
+    assert torch.allclose(
+        cache["blocks.1.attn.hook_z"], torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v), atol=1e-5
+    )
 
 
 # --- modes -----------------------------------------------------------------------------------------------------------
@@ -534,7 +570,12 @@ def test_every_mode_gives_the_same_numbers(either: Any, tokens: Tensor, mode: An
     def in_place(value: Tensor, hook: HookPoint) -> None:
         value[:, 2:] = 0.5
 
-    edits = [("hook_embed", in_place), (MID, in_place), ("blocks.1.attn.hook_q", doubled), ("blocks.1.attn.hook_z", in_place)]
+    edits = [
+        ("hook_embed", in_place),
+        (MID, in_place),
+        ("blocks.1.attn.hook_q", doubled),
+        ("blocks.1.attn.hook_z", in_place),
+    ]
     edits += [("blocks.0.attn.hook_pattern", in_place), (POST, doubled), ("blocks.1.ln2.hook_normalized", in_place)]
     logits, cache = either.run_with_cache(tokens)
     edited = either.run_with_hooks(tokens, fwd_hooks=edits)
@@ -614,9 +655,7 @@ def test_two_lenses_on_one_hf_model_do_not_disturb_each_other(hf: Any, lens: Any
 
 
 @pytest.mark.parametrize("first", ["lens", "nnsight"])
-def test_a_users_own_nnsight_wrapper_goes_on_working(
-    hf: Any, raw: Any, tokens: Tensor, first: str
-) -> None:
+def test_a_users_own_nnsight_wrapper_goes_on_working(hf: Any, raw: Any, tokens: Tensor, first: str) -> None:
     expected = hf(tokens).logits
     if first == "lens":
         edited = raw.run_with_hooks(tokens, fwd_hooks=[(POST, doubled)])

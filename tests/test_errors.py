@@ -23,9 +23,9 @@ CAUGHT_AS = {
 
 
 def test_every_exception_of_the_module_is_in_the_table_and_in_the_docstring() -> None:
-    defined = {
-        one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, LensbridgeError)
-    } - {LensbridgeError}
+    defined = {one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, LensbridgeError)} - {
+        LensbridgeError
+    }
     assert defined == set(CAUGHT_AS)
     assert all(one.__name__ in (errors.__doc__ or "") for one in defined)
 

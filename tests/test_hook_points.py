@@ -275,9 +275,7 @@ def test_a_backward_hook_reads_the_gradient() -> None:
     assert len(seen) == 1 and torch.equal(seen[0], WEIGHT)
 
 
-@pytest.mark.parametrize(
-    "hook", [times(5), lambda gradient, hook: (gradient * 5,)], ids=["tensor", "tuple of one"]
-)
+@pytest.mark.parametrize("hook", [times(5), lambda gradient, hook: (gradient * 5,)], ids=["tensor", "tuple of one"])
 def test_a_backward_hook_replaces_the_gradient(hook: Callable) -> None:
     point = HookPoint()
     point.add_hook(hook, dir="bwd")

@@ -16,7 +16,13 @@ from lensbridge import processing
 from lensbridge.processing import Processing
 
 HEADS, D_HEAD, D_MODEL, D_MLP, VOCAB, N_CTX, LAYERS = 2, 3, 7, 5, 11, 6, 2
-OPTIONS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases", "refactor_factored_attn_matrices")
+OPTIONS = (
+    "fold_ln",
+    "center_writing_weights",
+    "center_unembed",
+    "fold_value_biases",
+    "refactor_factored_attn_matrices",
+)
 
 
 def state_dict() -> dict[str, Tensor]:
@@ -149,14 +155,21 @@ def test_a_part_of_a_state_dict_is_processed_as_far_as_it_goes() -> None:
     # Without its norm there is nothing to fold.
     assert processing.fold_layer_norm(part, LAYERS).keys() == part.keys()
     assert torch.equal(processing.fold_layer_norm(part, LAYERS)["blocks.1.mlp.W_in"], part["blocks.1.mlp.W_in"])
-    centred, expected = processing.center_writing_weights(part, LAYERS), processing.center_writing_weights(whole, LAYERS)
+    centred, expected = (
+        processing.center_writing_weights(part, LAYERS),
+        processing.center_writing_weights(whole, LAYERS),
+    )
     assert all(torch.equal(centred[name], expected[name]) for name in part)
     attention_less = {n: v for n, v in whole.items() if ".attn." not in n}
     assert processing.fold_value_biases(attention_less, LAYERS).keys() == attention_less.keys()
 
 
 def test_foreign_entries_pass_through() -> None:
-    w = state_dict() | {"blocks.0.attn.mask": torch.ones(1), "blocks.0.attn.deeper.x": torch.ones(1), "other": torch.ones(1)}
+    w = state_dict() | {
+        "blocks.0.attn.mask": torch.ones(1),
+        "blocks.0.attn.deeper.x": torch.ones(1),
+        "other": torch.ones(1),
+    }
     for option in OPTIONS:
         after = apply(option, w)
         assert all(torch.equal(after[name], torch.ones(1)) for name in ("blocks.0.attn.mask", "other"))

@@ -1,4 +1,4 @@
-"""Are the weights views of the HuggingFace parameters: shared where they can be, right and guarded where they are derived?"""
+"""Are weights views of the HuggingFace parameters: shared where they can be, right and guarded where derived?"""
 
 from __future__ import annotations
 

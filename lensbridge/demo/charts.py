@@ -149,8 +149,9 @@ def _round_step(span: float) -> float:
 
 
 def _figure(body: str, caption: str, width: int, height: int, small: bool = False) -> str:
-    kind = ' class="small"' if small else ""
+    # A narrow screen scrolls a wide chart instead of shrinking its labels.
+    kind = "small" if small else "wide"
     return (
-        f"<figure{kind}><figcaption>{escape(caption)}</figcaption>"
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(caption)}">{body}</svg></figure>'
+        f'<figure class="{kind}"><figcaption>{escape(caption)}</figcaption><div class="scroll">'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(caption)}">{body}</svg></div></figure>'
     )

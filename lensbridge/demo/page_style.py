@@ -88,6 +88,7 @@ table { border-collapse: separate; border-spacing: 2px; font-size: 13px; font-va
 .prompts { display: grid; grid-template-columns: max-content 1fr; gap: 2px 14px; margin: 10px 0; font-size: 14px; }
 .prompts dt { color: var(--faint); } .prompts dd { margin: 0; }
 svg { display: block; width: 100%; height: auto; }
+figure.wide svg { min-width: 780px; }
 svg text { font-size: 12px; fill: var(--faint); }
 svg .grid { stroke: var(--line); stroke-width: 1; } svg .zero { stroke: var(--faint); }
 svg .curve { fill: none; stroke: var(--score); stroke-width: 2; stroke-linejoin: round; }

@@ -41,7 +41,7 @@ def _rows_of_tokens(
         padding = tokenizer.eos_token_id if tokenizer.pad_token is None else tokenizer.pad_token_id
         joined.extend([padding] * (width - len(joined)))
     n_rows = len(joined) // width
-    rows = np.array(joined[: n_rows * width], dtype=np.int64).reshape(n_rows, width)
+    rows: np.ndarray = np.array(joined[: n_rows * width], dtype=np.int64).reshape(n_rows, width)
     if add_bos_token:
         rows = np.insert(rows, 0, tokenizer.bos_token_id, axis=1)
     return {"tokens": rows}
