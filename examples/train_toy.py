@@ -141,14 +141,14 @@ def ordinary_ids(tokenizer: GPT2Tokenizer) -> Int[torch.Tensor, "n_ids"]:
 
 
 def periodic_rows(
-    n: int, length: int, ids: Int[torch.Tensor, "n_ids"], bos: int, generator: torch.Generator
+    n: int, length: int, shortest: int, ids: Int[torch.Tensor, "n_ids"], bos: int, generator: torch.Generator
 ) -> tuple[Int[torch.Tensor, "batch pos"], Float[torch.Tensor, "batch pos-1"]]:
     """``n`` rows of random tokens that repeat with a period of the row's own, and the weight of each prediction.
 
     Because the periods differ, no position is a cue: what comes next has to be looked up where the present token stood
     before. The first period cannot be predicted, and weighs little.
     """
-    periods = torch.randint(4, length // 2 + 1, (n, 1), generator=generator)
+    periods = torch.randint(shortest, length // 2 + 1, (n, 1), generator=generator)
     draws = ids[torch.randint(len(ids), (n, length - 1), generator=generator)]
     places = torch.arange(length - 1)[None]
     rows = torch.cat([torch.full((n, 1), bos), draws.gather(1, places % periods)], dim=1)
@@ -157,17 +157,22 @@ def periodic_rows(
 
 def batches(
     steps: int, tokenizer: GPT2Tokenizer, seed: int
-) -> Iterator[tuple[Int[torch.Tensor, "batch pos"], Float[torch.Tensor, "batch pos-1"], Int[torch.Tensor, "rows length"]]]:
+) -> Iterator[
+    tuple[Int[torch.Tensor, "batch pos"], Float[torch.Tensor, "batch pos-1"], Int[torch.Tensor, "rows length"]]
+]:
     """For each step, rows of repeated random tokens (of a length drawn for the step) with weights, and rows of text."""
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     ids = ordinary_ids(tokenizer)
     for step in range(steps):
-        # Short rows first: they are cheap, and the circuit that they form carries over.
-        longest = 48 if step < 0.5 * steps else N_CTX
-        length = rng.randint(32, longest)
+        # Short rows first: they are cheap, and the circuit that they form carries over. Then long periods only, because
+        # with short ones the late positions are never needed.
+        if step < 0.4 * steps:
+            length, shortest = rng.randint(32, 48), 4
+        else:
+            length, shortest = N_CTX, N_CTX // 4
         # About the same number of tokens for every length.
-        rows, weights = periodic_rows(2048 // length, length, ids, tokenizer.bos_token_id, generator)
+        rows, weights = periodic_rows(2048 // length, length, shortest, ids, tokenizer.bos_token_id, generator)
         yield rows, weights, text_rows(16, tokenizer, rng)
 
 
@@ -290,7 +295,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the small model that lensbridge bundles, and measure it.")
     parser.add_argument("--out", type=Path, default=TOY_DIRECTORY, help="directory to write (default: the bundled one)")
-    parser.add_argument("--steps", type=int, default=1400, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and data (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")

@@ -16,6 +16,7 @@ from lensbridge.demo.heads import Head, all_heads, ranked_heads, zero_hooks
 from lensbridge.demo.induction import diagonal_scores, half_losses, run_induction, uniform_score
 from lensbridge.demo.ioi import logit_difference, run_ioi
 from lensbridge.demo.layout import PromptGroup, group_prompts, single_token_names
+from lensbridge.demo.page import CODE
 from lensbridge.demo.patching_sweep import run_sweep
 from lensbridge.errors import UnsupportedModelError
 from lensbridge.utils import get_act_name
@@ -306,6 +307,12 @@ def test_prompts_longer_than_the_context_are_explained(toy: HookedTransformer, m
     groups, unusable, reason = prompt_groups(toy, QUICK, seed=0)
     assert groups == [] and unusable == QUICK.prompts
     assert "within 8 tokens" in reason
+
+
+def test_the_code_on_the_page_runs() -> None:
+    names: dict[str, object] = {}
+    exec(CODE.format(name="toy"), names)
+    assert names["cache"]["pattern", 0].shape[1] == names["model"].cfg.n_heads  # type: ignore[index,attr-defined]
 
 
 def test_the_bundled_model_has_the_circuits(toy: HookedTransformer) -> None:

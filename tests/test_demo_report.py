@@ -161,7 +161,7 @@ def test_ioi_words_of_a_model_with_the_circuit() -> None:
     text = " ".join(words.sentences)
     assert "98%" in words.headline and "L1H1 (+3.20)" in words.headline
     assert "the answer follows who is named twice" in text
-    assert re.search(r"Name movers.*: L1H1 \(0\.80\)", text)
+    assert "L1H1 (0.80) looks at the indirect object, as name movers do." in text
     assert "Heads that write as much against it: L1H0 (-0.60)" in text
     assert "1_attn_out adds most (+2.60)" in text
     assert "approximate" not in text
@@ -184,9 +184,21 @@ def test_ioi_words_admit_an_inexact_decomposition_and_missing_roles() -> None:
     )
     text = " ".join(ioi_words(result).sentences)
     assert "the decomposition is only approximate" in text
-    assert "None of them attends" in text
+    assert "L1H1 looks at none of the names" in text
     assert "No head writes 0.30 nats or more against it" in text
     assert "does not follow who is named twice" in text
+
+
+def test_ioi_words_tell_heads_by_whom_they_look_at() -> None:
+    attention = torch.tensor([[[0.1, 0.1, 0.1], [0.2, 0.1, 0.9]], [[0.0, 0.4, 0.6], [0.0, 0.5, 0.1]]])
+    writes = torch.tensor([[0.0, 1.0], [0.9, 0.8]])
+    heads = [Head(0, 1), Head(1, 0), Head(1, 1)]
+    text = " ".join(
+        ioi_words(replace(ioi_result(), attention=attention, head_attribution=writes, writers=heads)).sentences
+    )
+    assert "L0H1 (0.90) and L1H0 (0.60) look at the giver" in text
+    assert "L1H1 (0.50) looks at the first mention of the subject" in text
+    assert "name movers" not in text
 
 
 def test_sweep_words_name_the_layer_that_moves_the_answer() -> None:

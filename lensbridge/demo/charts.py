@@ -19,6 +19,8 @@ WIDTH, HEIGHT = 1020, 270
 LEFT, RIGHT, TOP, BOTTOM = 72, 14, 14, 50
 #: Room that turned labels need below the axis, in addition.
 TURNED = 34
+#: Part of the span within which a chart's end is drawn as zero.
+NEXT_TO_ZERO = 0.03
 #: Width of a letter of the labels.
 LETTER = 7
 #: Attention below this is not drawn: a thousand invisible squares would only make the page heavy.
@@ -99,6 +101,8 @@ class _Scale:
 
     def __init__(self, values: Sequence[float], labels: Sequence[str]) -> None:
         low, high = min(0.0, *values), max(0.0, *values)
+        # A value that hardly leaves zero would open an empty row of the chart.
+        low, high = (end if abs(end) > NEXT_TO_ZERO * (high - low) else 0.0 for end in (low, high))
         self.tick = _round_step((high - low) or 1.0)
         self.low = math.floor(low / self.tick) * self.tick
         self.high = max(math.ceil(high / self.tick) * self.tick, self.low + self.tick)

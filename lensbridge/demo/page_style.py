@@ -77,6 +77,7 @@ table { border-collapse: separate; border-spacing: 2px; font-size: 13px; font-va
   transform: translateX(-50%); padding: 2px 8px; border-radius: 4px; background: var(--ink);
   color: var(--ground); font-size: 12px; white-space: nowrap; pointer-events: none; z-index: 3;
 }
+.heat td[data-tip]:nth-last-child(-n+2):hover::after { left: auto; right: 0; transform: none; }
 .legend { width: 190px; margin-top: 8px; font-size: 12px; color: var(--faint); }
 .legend div { display: flex; justify-content: space-between; }
 .ramp { display: block; height: 9px; border-radius: 3px; }

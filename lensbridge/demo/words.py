@@ -34,6 +34,12 @@ SOLVES, BETTER = 0.9, 0.65
 LOOKS = 0.3
 #: Part of the answer brought back by which a position holds it, and by which one is worth naming (heads too).
 HOLDS, NAMED = 0.5, 0.1
+#: The places of the names, in the order of ``IoiResult.attention``; only the first makes a head a name mover.
+ROLE_NAMES = (
+    "the indirect object, as name movers do",
+    "the first mention of the subject",
+    "the giver (the second mention of the subject)",
+)
 
 
 @dataclass(frozen=True)
@@ -211,7 +217,7 @@ def _attribution(result: IoiResult) -> list[str]:
     largest = int(result.component_attribution.argmax())
     return [
         f"Heads that directly write {plain(share)} nats or more towards it: {listed(table, towards, signs=True)}. "
-        f"{_movers(result, towards)}"
+        f"{_looks(result, towards)}"
         if towards
         else f"No head directly writes {plain(share)} nats or more towards it.",
         f"Heads that write as much against it: {listed(table, against, signs=True)}."
@@ -223,13 +229,23 @@ def _attribution(result: IoiResult) -> list[str]:
     ]
 
 
-def _movers(result: IoiResult, heads: Sequence[Head]) -> str:
-    movers = [head for head in heads if _role(result, head) == 0]
-    looking = "from the last position to the indirect object"
-    if not movers:
-        return f"None of them attends {looking} by {LOOKS} or more."
-    looks = joined(f"{head} ({plain(float(result.attention[head][0]))})" for head in movers)
-    return f"Name movers among them, by their attention {looking} (at least {LOOKS}): {looks}."
+def _looks(result: IoiResult, heads: Sequence[Head]) -> str:
+    """Whom each head attends to from the last position, which tells a name mover from other heads that write a name."""
+    roles = {head: _role(result, head) for head in heads}
+    parts = []
+    for role, name in enumerate(ROLE_NAMES):
+        looking = [head for head in heads if roles[head] == role]
+        if looking:
+            shown = joined(f"{head} ({plain(float(result.attention[head][role]))})" for head in looking)
+            parts.append(f"{shown} {_verb(looking)} at {name}")
+    lost = [head for head in heads if roles[head] is None]
+    if lost:
+        parts.append(f"{joined(map(str, lost))} {_verb(lost)} at none of the names")
+    return f"By at least {LOOKS} of their attention from the last position, {joined(parts)}."
+
+
+def _verb(heads: Sequence[Head]) -> str:
+    return "looks" if len(heads) == 1 else "look"
 
 
 def _exactness(result: IoiResult) -> str:
@@ -256,8 +272,8 @@ def _journey(result: SweepResult) -> tuple[Verdict, str, str]:
     left, arrived = int(holding[-1]), int(arrived_rows[0])
     moved = (
         f"The giver holds {percent(float(giver[left]))} of the answer {result.resid_labels[left]}, the last point at "
-        f"which it holds half; the last position holds half or more from {result.resid_labels[arrived]} on "
-        f"({percent(float(end[arrived]))} there)"
+        f"which it holds half; the last position first holds half {result.resid_labels[arrived]} "
+        f"({percent(float(end[arrived]))})"
     )
     if arrived == left + 1:
         headline = f"Layer {left} moves the answer from the giver to the last position."
