@@ -154,7 +154,8 @@ class HookPoint(nn.Module):
     def run_forward_hooks(self, x: Tensor) -> Tensor:
         """Show ``x`` to the forward hooks in order; returns what they make of it."""
         attached = self._attached
-        for handle in self.fwd_hooks:
+        # A hook may remove itself, which must not make the next one be passed over.
+        for handle in (*self.fwd_hooks,):
             hook = attached.get(handle.hook.id)
             if hook is not None:
                 result = hook(x, hook=self)

@@ -396,8 +396,12 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
-        """The HF model's parameters, under HF's names: what an optimiser trains. `state_dict` has TransformerLens'."""
-        return self.hf_model.named_parameters(prefix, recurse, remove_duplicate)
+        """What an optimiser trains: the HF model's parameters, under HF's names, then those of modules that were added.
+
+        `state_dict` has TransformerLens' names.
+        """
+        yield from self.hf_model.named_parameters(prefix, recurse, remove_duplicate)
+        yield from super().named_parameters(prefix, recurse, remove_duplicate)
 
     def train(self, mode: bool = True) -> Any:
         """Set training mode, on the HF model too (its dropout is HF's)."""
@@ -412,6 +416,7 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # .cuda(), .half() and the like arrive here.
         self.hf_model._apply(fn)
+        super()._apply(fn, recurse)
         first = next(self.hf_model.parameters())
         self.cfg.device, self.cfg.dtype = str(first.device), first.dtype
         return self

@@ -195,9 +195,11 @@ class WeightMethods:
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """The weights under TransformerLens' names and in its shapes, in the active basis.
 
-        Without processing they share memory with the HF parameters. ``model.hf_model.state_dict()`` has HF's.
+        Without processing they share memory with the HF parameters. ``model.hf_model.state_dict()`` has HF's. Modules
+        that a subclass or a user has added have theirs here too.
         """
         out = {} if destination is None else destination
+        super().state_dict(destination=out, prefix=prefix, keep_vars=keep_vars)  # type: ignore[misc]
         for name in self.interior.weights.names():
             weight = self.interior.weights.get(name)
             out[prefix + name] = weight if keep_vars else weight.detach()
@@ -224,12 +226,14 @@ class WeightMethods:
             )
         weights = self.interior.weights
         names = weights.names()
+        added = super().state_dict()  # type: ignore[misc]
+        shapes = {name: weights.shape(name) for name in names} | {name: w.shape for name, w in added.items()}
         given = {name: value for name, value in state_dict.items() if not name.endswith((".mask", ".IGNORE"))}
-        missing, unexpected = [n for n in names if n not in given], [n for n in given if n not in names]
+        missing, unexpected = [n for n in shapes if n not in given], [n for n in given if n not in shapes]
         wrong = [
-            f"{n}: {tuple(given[n].shape)} instead of {tuple(weights.shape(n))}"
-            for n in names
-            if n in given and given[n].shape != weights.shape(n)
+            f"{name}: {tuple(given[name].shape)} instead of {tuple(shape)}"
+            for name, shape in shapes.items()
+            if name in given and given[name].shape != shape
         ]
         if (strict and (missing or unexpected)) or wrong:
             raise RuntimeError(
@@ -246,6 +250,7 @@ class WeightMethods:
             weights.check(name, given[name])
         for name in taken:
             weights.set(name, given[name])
+        super().load_state_dict({name: given[name] for name in added if name in given}, strict=False)  # type: ignore[misc]
         return torch.nn.modules.module._IncompatibleKeys(missing, unexpected)
 
     def load_and_process_state_dict(

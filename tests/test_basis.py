@@ -142,6 +142,23 @@ def test_an_edit_does_what_it_would_with_the_processed_weights(shown: Any, token
 
 
 @torch.no_grad()
+def test_a_row_whose_scores_are_all_masked_attends_to_nothing(shown: Any, tokens: Tensor) -> None:
+    point = "blocks.0.attn.hook_attn_scores"
+
+    def masked(name: str, value: Tensor) -> Tensor:
+        if name == point:
+            value = value.clone()
+            value[:, 1, 3:5] = -torch.inf
+        return value
+
+    expected = written_out(shown.state_dict(), tokens, masked)
+    with shown.hooks([(point, lambda value, hook: masked(point, value))]):
+        assert close(shown(tokens), expected)
+        pattern = shown.run_with_cache(tokens)[1]["blocks.0.attn.hook_pattern"]
+    assert not pattern[:, 1, 3:5].any() and torch.allclose(pattern[:, 1, 2].sum(-1), torch.ones(2))
+
+
+@torch.no_grad()
 def test_edits_at_many_points_at_once(shown: Any, tokens: Tensor) -> None:
     chosen = [point for point in POINTS if not point.endswith("hook_scale")]
 

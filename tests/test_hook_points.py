@@ -160,6 +160,13 @@ def test_removing_a_hook_from_inside_a_hook() -> None:
     assert point(torch.tensor(0.0)) == 0
 
 
+def test_a_hook_that_removes_itself_does_not_make_the_next_be_passed_over() -> None:
+    point = HookPoint()
+    point.add_hook(lambda tensor, hook: hook.remove_hooks(level=1), level=1)
+    point.add_hook(adding(1))
+    assert point(torch.tensor(0.0)) == 1 and len(point.fwd_hooks) == 1
+
+
 def test_the_same_function_may_be_attached_twice_and_removed_once() -> None:
     point, hook = HookPoint(), adding(1)
     point.add_hook(hook)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nnsight
 import pytest
 import torch
 from torch import Tensor
@@ -291,6 +292,16 @@ def test_the_first_layers_beside_the_whole(hf: Any, new_lens: Callable, raw: Any
     with torch.no_grad():
         part.W_E[3] = 0
     assert not raw.W_E[3].any()
+
+
+def test_the_first_layers_of_a_model_that_a_user_has_wrapped(hf: Any, new_lens: Callable, tokens: Tensor) -> None:
+    expected = new_lens(hf, first_n_layers=1)(tokens)
+    wrapped = nnsight.NNsight(hf)
+    part = new_lens(hf, first_n_layers=1)
+    assert torch.equal(part(tokens), expected) and torch.equal(part.run_with_cache(tokens)[0], expected)
+    with wrapped.trace(input_ids=tokens):
+        logits = nnsight.save(wrapped.lm_head.output)
+    assert torch.equal(logits, hf(tokens).logits)
 
 
 @pytest.mark.parametrize("wrong", [-1, 3])
