@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lensbridge import HookedTransformer
@@ -123,3 +124,23 @@ def raw(hf: GPT2LMHeadModel, new_lens: Callable[..., Any]) -> Any:
 def tokens() -> torch.Tensor:
     """Two rows of seven tokens, none of them special."""
     return torch.randint(1, VOCAB, (2, 7), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def assert_untouched() -> Callable[[nn.Module, Any], None]:
+    """A check that no handle of nnsight's, no hook and no memory of a run is left on a HF model and its lens."""
+
+    def check(hf: nn.Module, lens: Any) -> None:
+        left = [name for name, module in hf.named_modules() if {"forward", "__nnsight__"} & module.__dict__.keys()]
+        assert left == []
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in hf.modules())
+        assert lens.list_hooks() == {} and lens.context_level == 0
+        assert lens.interior.engine._running == [] and not lens.is_caching
+
+    return check
+
+
+@pytest.fixture(params=[False, True], ids=["raw", "processed"])
+def either(request: pytest.FixtureRequest, raw: Any, lens: Any) -> Any:
+    """``raw``, then ``lens``."""
+    return lens if request.param else raw

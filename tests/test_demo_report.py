@@ -130,6 +130,18 @@ def test_induction_words_of_a_model_without_the_circuit() -> None:
     assert "builds on" not in text, "there is no previous-token head to build on"
 
 
+@pytest.mark.parametrize(
+    ("second_copy", "said"),
+    [([0.1] * 9, False), ([0.1] * 6 + [5.0] * 3, True), ([0.1] * 7 + [5.0] * 2, False), ([5.0] * 9, False)],
+)
+def test_copying_that_breaks_off_is_said_to(second_copy: list[float], said: bool) -> None:
+    # Ten tokens twice: entries 0 to 8 score the first copy, 9 the first token of the second, 10 to 18 the rest.
+    loss = torch.tensor([5.0] * 10 + second_copy)
+    sentences = induction_words(replace(induction_result(), period=10, loss_by_position=loss)).sentences
+    assert ("From position 17 to the end the loss is 5.00 again" in " ".join(sentences)) is said
+    assert ("does not reach that far" in " ".join(sentences)) is said
+
+
 @pytest.mark.parametrize(("second_loss", "said"), [(4.5, "falls only a little"), (2.0, "copies what it saw once")])
 def test_a_fall_of_the_loss_without_heads_is_called_partial(second_loss: float, said: str) -> None:
     words = induction_words(replace(induction_result(), heads=[], second_loss=second_loss))

@@ -105,7 +105,7 @@ def test_the_command_that_pip_installs_exists() -> None:
 
 def test_import_leaves_the_expensive_packages_alone() -> None:
     """In a Python of its own, because this one has imported some of them for the tests."""
-    expensive = "plotly pandas datasets matplotlib accelerate IPython wandb transformer_lens".split()
+    expensive = "plotly pandas datasets matplotlib IPython wandb transformer_lens".split()
     code = f"import sys, lensbridge; print([name for name in {expensive} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

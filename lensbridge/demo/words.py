@@ -24,6 +24,8 @@ Verdict = Literal["clear", "partial", "none"]
 
 #: Fall of the loss from the first to the second copy (nats per token) that counts as copying, and as a trace of it.
 COPYING, TRACE = 1.0, 0.25
+#: Tokens at the end of the second copy that must be predicted badly before the copying is said to break off.
+SHORTEST_BREAK = 3
 #: A silenced head matters when the loss rises by this much (nats per token) and this many times more than for others.
 MATTERS, TIMES_MORE = 0.1, 3.0
 #: Share of the induction score that must go for one head to be said to depend on another.
@@ -89,7 +91,7 @@ def induction_words(result: InductionResult) -> Words:
         verdict, headline = "partial", f"Some induction: strongest head {best}, loss {losses}."
     else:
         verdict, headline = "none", f"No induction: no head above {result.threshold:.2f}, loss {losses}."
-    sentences = [copying, heads, _previous_token(result)]
+    sentences = [copying, *_reach(result), heads, _previous_token(result)]
     sentences += [_ablation(ablation, result.second_loss) for ablation in result.ablations]
     part = result.composition
     # Where no head attends to the previous token there is nothing that induction could build on in this way.
@@ -157,6 +159,19 @@ def joined(parts: Iterable[str]) -> str:
     """Parts as an English enumeration: "a", "a and b", "a, b and c"."""
     *most, last = parts
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def _reach(result: InductionResult) -> list[str]:
+    """A sentence about where copying breaks off, if the end of the second copy is predicted as badly as the first."""
+    begin = result.start + result.period
+    failing = result.loss_by_position[begin:] > result.first_loss / 2
+    broken = len(failing) - (int((~failing).nonzero()[-1]) + 1 if bool((~failing).any()) else 0)
+    if not SHORTEST_BREAK <= broken < len(failing):
+        return []
+    loss = float(result.loss_by_position[-broken:].mean())
+    # Entry p of the loss scores the token at position p + 1.
+    position = len(result.loss_by_position) - broken + 1
+    return [f"From position {position} to the end the loss is {loss:.2f} again: the copying does not reach that far."]
 
 
 def _previous_token(result: InductionResult) -> str:
