@@ -1,14 +1,15 @@
 """Which numbers stand in the README? Those that were measured: of the bundled model, and of the benchmark.
 
 ``python docs/make_readme.py`` fills the sections that begin with ``<!-- toy -->`` and ``<!-- benchmark -->``. The
-scores of the bundled model lie beside it; a benchmark's results exist only where one was run (``benchmarks/results``),
-and without them that section stays as it is.
+scores of the bundled model lie beside it; a benchmark's results exist only where one was run (``benchmarks/results``, or
+the directory that is named on the command line), and without them that section stays as it is.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -17,7 +18,12 @@ from lensbridge.assets import TOY_DIRECTORY
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-RESULTS = ROOT / "benchmarks" / "results" / "small.md"
+RESULTS = ROOT / "benchmarks" / "results"
+
+HOW_TO_READ = """\
+Time as a multiple of a plain HuggingFace forward pass, median (minimum) over the rounds. The smaller the model, the more
+a run's fixed cost counts, and the cost of each hook point; the second model is as small as they come.
+[benchmarks/](benchmarks/README.md) says what each row does and how to run it."""
 
 
 def head(score: dict[str, Any]) -> str:
@@ -42,15 +48,12 @@ def toy_section(scores: dict[str, Any]) -> str:
     return fill(" ".join(text.split()), width=120, break_long_words=False, break_on_hyphens=False)
 
 
-def benchmark_section(results: str) -> str:
-    """The tables of a benchmark, under a sentence that says how to read them."""
-    title = re.search(r"^### (.*)$", results, re.MULTILINE)
-    tables = re.sub(r"^### .*$\n+", "", results, flags=re.MULTILINE).strip()
-    return f"""\
-Time as a multiple of a plain HuggingFace forward pass, median (minimum): {title[1] if title else ""}.
-[benchmarks/](benchmarks/README.md) says what each row does and how to run it.
-
-{tables}"""
+def benchmark_section(results: list[str]) -> str:
+    """The tables of a benchmark, one page of results per model shape, under a sentence that says how to read them."""
+    pages = [re.sub(r"^### (.*)$", r"**\1**", page, flags=re.MULTILINE).strip() for page in results]
+    versions = re.search(r"^Versions: .*$", pages[-1], re.MULTILINE)
+    tables = [re.sub(r"^Versions: .*$", "", page, flags=re.MULTILINE).strip() for page in pages]
+    return "\n\n".join([HOW_TO_READ, *tables, *([versions[0]] if versions else [])])
 
 
 def filled(text: str, name: str, section: str) -> str:
@@ -60,12 +63,14 @@ def filled(text: str, name: str, section: str) -> str:
     return f"{before}{begin}\n{section}\n{end}{rest.split(end)[1]}"
 
 
-def render() -> str:
+def render(results: Path = RESULTS) -> str:
     """The README with its sections filled."""
     scores = json.loads((TOY_DIRECTORY / "scores.json").read_text(encoding="utf-8"))["scores"]
     text = filled(README.read_text(encoding="utf-8"), "toy", toy_section(scores))
-    return filled(text, "benchmark", benchmark_section(RESULTS.read_text("utf-8"))) if RESULTS.exists() else text
+    pages = [results / f"{shape}.md" for shape in ("small", "tiny")]
+    found = [page.read_text(encoding="utf-8") for page in pages if page.exists()]
+    return filled(text, "benchmark", benchmark_section(found)) if found else text
 
 
 if __name__ == "__main__":
-    README.write_text(render(), encoding="utf-8")
+    README.write_text(render(*map(Path, sys.argv[1:2])), encoding="utf-8")

@@ -142,9 +142,12 @@ class Basis:
 
     # --- logits -------------------------------------------------------------------------------------------------------
 
-    def logits(self, logits: Tensor) -> Tensor:
-        """Logits in TransformerLens' basis."""
-        return logits - logits.mean(-1, keepdim=True) if self.processing.center_unembed else logits
+    def logits(self, logits: Tensor, ours: bool = False) -> Tensor:
+        """Logits in TransformerLens' basis; ``ours`` if nobody else holds the tensor, so that it may be overwritten."""
+        if not self.processing.center_unembed:
+            return logits
+        mean = logits.mean(-1, keepdim=True)
+        return logits.sub_(mean) if ours and not logits.requires_grad else logits - mean
 
 
 class Stream:

@@ -105,9 +105,13 @@ def test_the_readmes_scores_of_the_bundled_model_are_the_measured_ones() -> None
 
 def test_a_benchmarks_results_are_filled_in_whole() -> None:
     maker = script("make_readme")
-    section = maker.benchmark_section("### GPT-2 small shape\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\nVersions: x.\n")
-    assert "median (minimum): GPT-2 small shape." in section
-    assert section.endswith("\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\nVersions: x.")
+    pages = [f"### {name}, 15 tokens\n\n| a | b |\n|---|---|\n| {name} | 2 |\n\nVersions: x.\n" for name in ("A", "B")]
+    section = maker.benchmark_section(pages)
+    assert section.startswith(maker.HOW_TO_READ)
+    assert section.endswith(
+        "\n\n**A, 15 tokens**\n\n| a | b |\n|---|---|\n| A | 2 |"
+        "\n\n**B, 15 tokens**\n\n| a | b |\n|---|---|\n| B | 2 |\n\nVersions: x."
+    )
     assert maker.filled("1 <!-- benchmark --> old <!-- /benchmark --> 2", "benchmark", "new") == (
         "1 <!-- benchmark -->\nnew\n<!-- /benchmark --> 2"
     )

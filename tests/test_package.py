@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import lensbridge
 
@@ -170,3 +171,13 @@ def test_nothing_here_runs_transformer_lens() -> None:
 @pytest.mark.parametrize("path", sorted((PACKAGE / "architectures").glob("*.py")), ids=name_of)
 def test_architectures_are_data(path: Path) -> None:
     assert packages(imports(ast.parse(path.read_text(encoding="utf-8")))) == set()
+
+
+def test_backward_in_a_one_line_with_is_taken_by_nnsight() -> None:
+    """A trap of the engine that docs/differences.md warns of; when this fails, the warning can go."""
+    x = torch.ones(2, requires_grad=True)
+    with torch.enable_grad(): (2 * x).sum().backward()  # noqa: E701  # fmt: skip
+    assert x.grad is None
+    with torch.enable_grad():
+        (2 * x).sum().backward()
+    assert x.grad is not None

@@ -163,7 +163,7 @@ class Engine:
     def _run_unseen(self, request: Request) -> Tensor | None:
         """A run that nobody listens to: HF's own forward, left by an exception where the span ends."""
         if request.span.unembeds:
-            return self.basis.logits(self.hf_model(**request.inputs).logits)
+            return self.basis.logits(self.hf_model(**request.inputs).logits, ours=True)
         path = self.architecture.unembed if request.span.norm else self._end(request.span)
         handle = self.hf_model.get_submodule(path).register_forward_pre_hook(_leave)
         try:
@@ -282,7 +282,7 @@ def _walk(view: View, architecture: Architecture, run: Run, plan: Plan, request:
         return None
     if run.logits is not None:
         return run.logits
-    return run.basis.logits(Place(architecture.unembed, "output").read(view))
+    return run.basis.logits(Place(architecture.unembed, "output").read(view), ours=True)
 
 
 def _start_from(view: View, architecture: Architecture, run: Run, residual: Tensor, start: int) -> None:
