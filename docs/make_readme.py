@@ -1,8 +1,8 @@
 """Which numbers stand in the README? Those that were measured: of the bundled model, and of the benchmark.
 
 ``python docs/make_readme.py`` fills the sections that begin with ``<!-- toy -->`` and ``<!-- benchmark -->``. The
-scores of the bundled model lie beside it; a benchmark's results exist only where one was run (``benchmarks/results``, or
-the directory that is named on the command line), and without them that section stays as it is.
+scores of the bundled model lie beside it; a benchmark's results exist only where one was run (``benchmarks/results``,
+or the directory that is named on the command line), and without them that section stays as it is.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 HOW_TO_READ = """\
-Time as a multiple of a plain HuggingFace forward pass, median (minimum) over the rounds. The smaller the model, the more
-a run's fixed cost counts, and the cost of each hook point; the second model is as small as they come.
+Time as a multiple of a plain HuggingFace forward pass, median (minimum) over the rounds. The smaller the model, the
+more a run's fixed cost counts, and the cost of each hook point; the second model is as small as they come.
 [benchmarks/](benchmarks/README.md) says what each row does and how to run it."""
 
 
