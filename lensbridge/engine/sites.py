@@ -64,10 +64,15 @@ class Run:
     #: What hooks have returned that is not of the activation's shape, dtype and device, in words.
     unlike: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._any_edit = any(self.edited.values())
+
     def read(self, place: AnyPlace) -> Tensor:
-        """The live tensor at a place; several sites at one place ask the model once."""
+        """The live tensor at a place, off the graph where nobody can edit; several sites at one place ask once."""
         if self._here != place:
-            self._here, self._value = place, place.read(self.view)
+            value = place.read(self.view)
+            written = self._any_edit or self.inputs
+            self._here, self._value = place, value if written else value.detach()
         assert self._value is not None
         return self._value
 
@@ -80,7 +85,7 @@ class Run:
         """`Basis.value_bias`, once per run."""
         if layer not in self.value_biases:
             # Without an edit it cancels out, and needs no graph.
-            with torch.set_grad_enabled(torch.is_grad_enabled() and any(self.edited.values())):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self._any_edit):
                 self.value_biases[layer] = self.basis.value_bias(layer)
         return self.value_biases[layer]
 
@@ -327,7 +332,8 @@ class UnembedOutSite(Site):
         self.place = place
 
     def visit(self, run: Run) -> None:
-        x = run.read(self.place)
+        # The run returns these, so they stay on the graph.
+        x = self.place.read(run.view)
         value = run.basis.logits(x)
         value, changed = run.fire(self.names[0], value, live=value is x)
         if changed:
