@@ -23,6 +23,8 @@ from typing import Any
 
 # No contender may ask the hub for anything: all weights here are random.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Nor show its own progress bars.
+os.environ["TQDM_DISABLE"] = "1"
 # Run from a checkout without installing it, too.
 sys.path.append(str(Path(__file__).parent.parent))
 
@@ -137,7 +139,7 @@ def benchmark(size: Size, rounds: int, loads: int, threads: int) -> dict[str, An
         loading = load_times(directory, loads) if loads else {}
         models, missing = load_all(directory)
         tokens = torch.randint(1, size.vocab, (1, size.prompt_length), generator=torch.Generator().manual_seed(0))
-        tasks = all_tasks(every_layer, every_position, size.n_layers, size.prompt_length)
+        tasks = all_tasks(every_layer, every_position, size.n_layers, size.n_heads, size.prompt_length)
         ratios, hf_forward_ms = run_rounds(models, tasks, tokens, rounds, repeats)
     return {
         "size": size.name,

@@ -5,6 +5,7 @@ A task is a function of a contender and a prompt. HuggingFace does by hand, with
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,7 +121,77 @@ def hf_sweep(model: Any, tokens: Tensor, every_layer: int, every_position: int) 
     return results
 
 
-def all_tasks(every_layer: int, every_position: int, layers: int, positions: int) -> list[Task]:
+def two_layers(model: Any) -> list[int]:
+    """One low and one high layer, as far from either end, so that what is above them is what a whole sweep averages."""
+    low = n_layers(model) // 5
+    return [low, n_layers(model) - 1 - low]
+
+
+def difference(logits: Tensor) -> Tensor:
+    return logits[0, -1, 5] - logits[0, -1, 9]
+
+
+def patching_sweep(model: Any, tokens: Tensor, kind: str) -> Tensor:
+    """`patching.get_act_patch_resid_pre` or `get_act_patch_attn_head_out_all_pos` over two layers, from a fixed source.
+
+    Each contender's own: lensbridge shares forward passes and starts them at the layer, the others loop.
+    """
+    patching = importlib.import_module(f"{type(model).__module__.split('.')[0]}.patching")
+    heads, d_head = model.cfg.n_heads, model.cfg.d_head
+    shape = (1, tokens.shape[1], *((model.cfg.d_model,) if kind == "resid_pre" else (heads, d_head)))
+    point = "hook_resid_pre" if kind == "resid_pre" else "attn.hook_z"
+    indices = patching.make_df_from_ranges(
+        [n_layers(model), shape[1 if kind == "resid_pre" else 2]], ["layer", "index"]
+    )
+    setter = "layer_pos_patch_setter" if kind == "resid_pre" else "layer_head_vector_patch_setter"
+    return patching.generic_activation_patch(
+        model,
+        tokens,
+        {f"blocks.{layer}.{point}": torch.zeros(shape) for layer in two_layers(model)},
+        difference,
+        getattr(patching, setter),
+        kind,
+        index_df=indices[indices["layer"].isin(two_layers(model))],
+    )
+
+
+def hf_patching_sweep(model: Any, tokens: Tensor, kind: str) -> Tensor:
+    """The same runs as the rows of one batch per layer, each with its patch, through the whole model."""
+    heads = model.config.n_head
+
+    def put_in(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = inputs[0].clone()
+        rows = torch.arange(len(x))
+        if kind == "resid_pre":
+            x[rows, rows] = 0
+        else:
+            x.unflatten(-1, (heads, -1))[rows, :, rows] = 0
+        return (x, *inputs[1:])
+
+    results = []
+    for layer in two_layers(model):
+        block = model.transformer.h[layer]
+        with torch_hook(block if kind == "resid_pre" else block.attn.c_proj, put_in, before=True):
+            logits = model(tokens.repeat(tokens.shape[1] if kind == "resid_pre" else heads, 1)).logits
+        results += [difference(row[None]).item() for row in logits]
+    return torch.tensor(results)
+
+
+def patching_tasks(heads: int, positions: int) -> list[Task]:
+    """The rows about sweeps by the ``patching`` module."""
+    kinds = {"resid_pre": ("residual sweep", 2 * positions), "z": ("head sweep", 2 * heads)}
+    return [
+        Task(
+            f"{name}, {patches} runs",
+            patches,
+            partial(patching_sweep, kind=kind),
+            partial(hf_patching_sweep, kind=kind),
+        )
+        for kind, (name, patches) in kinds.items()
+    ]
+
+
+def all_tasks(every_layer: int, every_position: int, layers: int, heads: int, positions: int) -> list[Task]:
     """The rows of the table, in order."""
     patches = len(range(0, layers, every_layer)) * len(range(0, positions, every_position))
     by_hooks = partial(sweep, every_layer=every_layer, every_position=every_position)
@@ -131,5 +202,6 @@ def all_tasks(every_layer: int, every_position: int, layers: int, positions: int
         Task("cache resid_post", 1, cache_residual, hf_residual),
         Task("one editing hook", 1, edit, hf_edit),
         Task(f"residual patching, {patches} runs", patches, by_hooks, by_hand),
+        *patching_tasks(heads, positions),
         Task("stop at half the layers", 1, stop_half_way, None),
     ]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import pickle
 from typing import Any
 
 import pytest
+import torch
 from transformer_lens.config import HookedTransformerConfig as TheirHooked
+from transformer_lens.config import TransformerBridgeConfig as TheirBridge
 from transformer_lens.config import TransformerLensConfig as TheirBase
 
-from lensbridge.config import HookedTransformerConfig, TransformerLensConfig
+from lensbridge.config import HookedTransformerConfig, TransformerBridgeConfig, TransformerLensConfig
 
 SIZES: dict[str, Any] = {"d_model": 20, "d_head": 5, "n_layers": 3, "n_ctx": 8}
 PAIRS = [(HookedTransformerConfig, TheirHooked), (TransformerLensConfig, TheirBase)]
@@ -96,3 +99,47 @@ def test_repr_shows_the_same_text_up_to_number_types() -> None:
     ours, theirs = HookedTransformerConfig(**SIZES), TheirHooked(**SIZES)
     theirs.attn_scale, theirs.initializer_range = float(theirs.attn_scale), float(theirs.initializer_range)
     assert repr(ours) == repr(theirs)
+
+
+# --- the config of a bridge -------------------------------------------------------------------------------------------
+
+BRIDGES: list[dict[str, Any]] = [
+    {},
+    {"d_vocab": 17, "architecture": "GPT2LMHeadModel", "use_attn_result": True, "d_mlp": 9, "device": "cpu"},
+    {"init_mode": "xavier_uniform", "rotary_base": 5e5, "dtype": None, "act_fn": "no such function"},
+    {
+        "initializer_range": 0.02,
+        "dtype": torch.float16,
+        "positional_embedding_type": "rotary",
+        "rmsnorm_uses_offset": True,
+    },
+    {"n_heads": 7, "n_key_value_heads": 1, "attn_scale": 3.0, "default_prepend_bos": False, "seed": 4},
+]
+
+
+def test_a_bridges_config_has_the_same_parameters() -> None:
+    def table(cls: Any) -> list[tuple[str, Any, Any]]:
+        return [(p.name, p.default, p.kind) for p in inspect.signature(cls.__init__).parameters.values()]
+
+    assert table(TransformerBridgeConfig) == table(TheirBridge)
+    assert issubclass(TransformerBridgeConfig, TransformerLensConfig)
+
+
+@pytest.mark.parametrize("fields", BRIDGES)
+def test_a_bridges_config_holds_the_same_values(fields: dict[str, Any]) -> None:
+    ours, theirs = TransformerBridgeConfig(**SIZES, **fields), TheirBridge(**SIZES, **fields)
+    assert ours.to_dict() == theirs.to_dict()
+    assert ours.head_dim == theirs.head_dim
+    assert pickle.loads(pickle.dumps(ours)).to_dict() == ours.to_dict()
+    for config, cls in ((ours, TransformerBridgeConfig), (theirs, TheirBridge)):
+        again = cls.from_dict({**config.to_dict(), "no_such_field": 1})
+        assert type(again) is cls and again.to_dict() == config.to_dict()
+        assert (again == config) and (cls(**{**SIZES, "n_ctx": 9}) != config)
+
+
+@pytest.mark.parametrize("fields", [{"d_head": 7}, {"architecture": 3}, {"no_such_field": 1}])
+def test_a_bridges_config_refuses_the_same(fields: dict[str, Any]) -> None:
+    with pytest.raises(Exception) as theirs:
+        TheirBridge(**{**SIZES, **fields})
+    with pytest.raises(theirs.type):
+        TransformerBridgeConfig(**{**SIZES, **fields})

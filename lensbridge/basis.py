@@ -16,12 +16,30 @@ would.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from .parameters import bias_of
 from .processing import ATTENTION_READERS, Processing, center, fold_norm_into
 from .weights import WeightViews
+
+
+class AnyNorm(Protocol):
+    """What has to be known of a norm to convert its output."""
+
+    @property
+    def path(self) -> str:
+        """Where it is in the HF model."""
+
+    @property
+    def centred(self) -> bool:
+        """Whether it takes the mean out of its input."""
+
+    @property
+    def folds(self) -> bool:
+        """Whether processing folds its gain and bias into what reads it."""
 
 
 @dataclass
@@ -66,7 +84,7 @@ class Basis:
     @property
     def centres_stream(self) -> bool:
         """Whether TransformerLens' residual stream is HF's without its mean."""
-        return self.processing.center_writing_weights
+        return self.processing.center_writing_weights and self.weights.architecture.norm == "LN"
 
     # --- values -------------------------------------------------------------------------------------------------------
 
@@ -78,11 +96,14 @@ class Basis:
         """
         if not self.processing.moves_value_bias:
             return None
-        weight, bias = self.weights.projection(layer, "V")
-        if self.processing.fold_ln:
-            norm = self.weights.module(self.weights.architecture.in_layer(layer, "ln1"))
-            bias = bias + torch.matmul(norm.bias, weight)
-        return bias
+        weight, bias = self.weights.parameters.projection(layer, "V")
+        if not self.processing.fold_ln:
+            return bias
+        norm_bias = bias_of(self.weights.module(self.weights.architecture.in_layer(layer, "ln1")))
+        if norm_bias is None:
+            return bias
+        flat, shape = weight.flatten(-2).T, weight.shape[1:]
+        return (flat @ norm_bias if bias is None else torch.addmv(bias.flatten(), flat, norm_bias)).view(shape)
 
     def head_maps(self, layer: int) -> tuple[HeadMaps, HeadMaps] | None:
         """(HF -> TransformerLens, TransformerLens -> HF) per head under refactoring, else None."""
@@ -117,28 +138,30 @@ class Basis:
 
     # --- norms --------------------------------------------------------------------------------------------------------
 
-    def norm_weights(self, path: str) -> tuple[Tensor, Tensor]:
-        """(gain, bias) of the norm at a path of the HF model."""
-        norm = self.weights.module(path)
-        return norm.weight, norm.bias
+    def _folds(self, norm: AnyNorm) -> bool:
+        return self.processing.fold_ln and norm.folds
 
-    def norm_output_to_hf(self, normalized: Tensor, path: str) -> Tensor:
-        """What the norm at ``path`` has to return so that its readers see TransformerLens' ``hook_normalized``."""
-        gain, bias = self.norm_weights(path)
-        if self.processing.fold_ln:
+    def norm_output_to_hf(self, normalized: Tensor, norm: AnyNorm) -> Tensor:
+        """What a norm has to return so that its readers see TransformerLens' ``hook_normalized``."""
+        if norm.centred and self._folds(norm):
             # Folded readers are centred: a mean that a hook brings in does not reach them.
             normalized = normalized - normalized.mean(-1, keepdim=True)
-        return normalized.to(gain.dtype) * gain + bias
+        return self._scaled(normalized, norm)
 
-    def norm_output(self, normalized: Tensor, path: str) -> Tensor:
+    def norm_output(self, normalized: Tensor, norm: AnyNorm) -> Tensor:
         """What TransformerLens' norm module returns: the normalised input, with gain and bias unless folded."""
-        gain, bias = self.norm_weights(path)
-        normalized = normalized.to(gain.dtype)
-        return normalized if self.processing.fold_ln else normalized * gain + bias
+        if self._folds(norm):
+            return normalized.to(self.weights.parameters.gain(norm.path).dtype)
+        return self._scaled(normalized, norm)
 
-    def norm_output_as_hf(self, output: Tensor, path: str) -> Tensor:
+    def _scaled(self, normalized: Tensor, norm: AnyNorm) -> Tensor:
+        gain, bias = self.weights.parameters.gain(norm.path), bias_of(self.weights.module(norm.path))
+        output = normalized.to(gain.dtype) * gain
+        return output if bias is None else output + bias
+
+    def norm_output_as_hf(self, output: Tensor, norm: AnyNorm) -> Tensor:
         """HF's norm output for one in TransformerLens' basis, the inverse of what `norm_output` leaves out."""
-        return self.norm_output_to_hf(output, path) if self.processing.fold_ln else output
+        return self.norm_output_to_hf(output, norm) if self._folds(norm) else output
 
     # --- logits -------------------------------------------------------------------------------------------------------
 

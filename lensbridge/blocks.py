@@ -14,7 +14,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .engine.parts import run_attention, run_mlp
-from .engine.sites import normalise
 from .errors import UnknownPointError
 from .factored_matrix import FactoredMatrix
 from .hook_points import HookPoint
@@ -72,13 +71,20 @@ class Component(nn.Module):
 
 
 class Embed(Component):
-    """``tokens -> W_E[tokens]``."""
+    """``tokens -> W_E[tokens]``, and the norm after it, if there is one."""
 
     weight_names = ("W_E",)
 
+    def __init__(self, interior: Interior, prefix: str) -> None:
+        super().__init__(interior, prefix)
+        self.norm = interior.architecture.embed_norm
+        if self.norm is not None:
+            self.ln = Norm(interior, f"{prefix}.ln", self.norm)
+
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Resid:
         weight = self.interior.weights.raw_branch("embed")["W_E"]
-        return _centred(self.interior, torch.nn.functional.embedding(tokens, weight))
+        embedded = torch.nn.functional.embedding(tokens, weight)
+        return _centred(self.interior, embedded if self.norm is None else self.ln(embedded))
 
 
 class PosEmbed(Component):
@@ -112,16 +118,17 @@ class Norm(Component):
         self.path = path
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        centred, scale = normalise(x, float(self.interior.module(self.path).eps))
+        norm = self.interior.engine.norms[self.path]
+        centred, scale = norm.split(x)
         scale = self.hook_scale(scale)
         normalized = self.hook_normalized(centred / scale)
-        return self.interior.basis.norm_output(normalized, self.path).to(x.dtype)
+        return self.interior.basis.norm_output(normalized, norm).to(x.dtype)
 
 
 class Attention(Component):
     """One layer's attention; its input is ln1's output in the active basis."""
 
-    weight_names = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
+    weight_names = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O", "_W_K", "_W_V", "_b_K", "_b_V")
     point_names = (
         "hook_k",
         "hook_q",
@@ -135,6 +142,12 @@ class Attention(Component):
     def __init__(self, interior: Interior, layer: int) -> None:
         super().__init__(interior, f"blocks.{layer}.attn", self.point_names)
         self.layer_id = layer
+        architecture = interior.architecture
+        if architecture.block.rotary:
+            self.add_points(("hook_rot_k", "hook_rot_q"))
+        for role in ("q_norm", "k_norm"):
+            if getattr(architecture.block, role) is not None:
+                setattr(self, role, Norm(interior, f"{self.prefix}.{role}", architecture.in_layer(layer, role)))
 
     @property
     def OV(self) -> FactoredMatrix:
@@ -175,10 +188,11 @@ class Attention(Component):
 class MLP(Component):
     """One layer's MLP; its input is ln2's output in the active basis."""
 
-    weight_names = ("W_in", "b_in", "W_out", "b_out")
+    weight_names = ("W_gate", "W_in", "b_in", "W_out", "b_out")
 
     def __init__(self, interior: Interior, layer: int) -> None:
-        super().__init__(interior, f"blocks.{layer}.mlp", ("hook_pre", "hook_post"))
+        linear = ("hook_pre_linear",) if "gate" in interior.architecture.features else ()
+        super().__init__(interior, f"blocks.{layer}.mlp", ("hook_pre", *linear, "hook_post"))
         self.layer_id = layer
 
     def forward(self, x: Resid) -> Resid:
@@ -193,12 +207,14 @@ class TransformerBlock(Component):
         super().__init__(interior, f"blocks.{layer}")
         self.layer_id = layer
         arch = interior.architecture
-        self.ln1 = Norm(interior, f"{self.prefix}.ln1", arch.in_layer(layer, "ln1"))
-        self.ln2 = Norm(interior, f"{self.prefix}.ln2", arch.in_layer(layer, "ln2"))
+        for role, name in (("ln1", "ln1"), ("ln2", "ln2"), *arch.post_norms):
+            if getattr(arch.block, role) is not None:
+                setattr(self, name, Norm(interior, f"{self.prefix}.{name}", arch.in_layer(layer, role)))
         self.attn = Attention(interior, layer)
         self.mlp = MLP(interior, layer)
         inputs = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in")
-        stream = ("hook_attn_out", "hook_mlp_out", "hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+        middle = () if arch.block.parallel else ("hook_resid_mid",)
+        stream = ("hook_attn_out", "hook_mlp_out", "hook_resid_pre", *middle, "hook_resid_post")
         self.add_points((*inputs, *stream))
 
     def forward(self, resid_pre: Resid, attention_mask: Int[Tensor, "batch pos"] | None = None) -> Resid:
@@ -216,7 +232,8 @@ class Unembed(Component):
 
     def forward(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
         interior = self.interior
-        hidden = interior.basis.norm_output_as_hf(self.hook_in(residual), interior.architecture.ln_final)
+        norm = interior.engine.norms[interior.architecture.ln_final]
+        hidden = interior.basis.norm_output_as_hf(self.hook_in(residual), norm)
         head = interior.module(interior.architecture.unembed)
         logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
         return self.hook_out(interior.basis.logits(logits))

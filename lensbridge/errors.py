@@ -10,8 +10,10 @@ goes on working, and ``except LensbridgeError`` catches everything raised on pur
     ├── ReadOnlyWeightError (RuntimeError)    a write to a weight that is derived, not stored
     ├── UnsupportedModelError (ValueError)    this model, or this option on it, has no exact translation
     ├── ModelNotFoundError (OSError, ValueError)        a name or path that leads to no checkpoint
+    ├── DatasetNotFoundError (ConnectionError, FileNotFoundError, ValueError)   a data set that the hub did not give
     ├── SourceNotFoundError (RuntimeError)    the operation that holds a value is not where it should be in HF's code
-    └── UnknownArgumentError (TypeError)      an argument that nobody would read
+    ├── UnknownArgumentError (TypeError)      an argument that nobody would read
+    └── TraceError (RuntimeError)             a point's value was asked for outside of a trace, or out of order
 """
 
 from __future__ import annotations
@@ -52,12 +54,20 @@ class ModelNotFoundError(LensbridgeError, OSError, ValueError):
     """A model name or path leads to no checkpoint; the message says where it was looked for."""
 
 
+class DatasetNotFoundError(LensbridgeError, ConnectionError, FileNotFoundError, ValueError):
+    """A data set could not be had from the hub or its cache; the message says what to do."""
+
+
 class SourceNotFoundError(LensbridgeError, RuntimeError):
     """An operation inside HuggingFace's forward (the softmax, say) is not where this version should have it."""
 
 
 class UnknownArgumentError(LensbridgeError, TypeError):
     """An argument was given that nothing would read."""
+
+
+class TraceError(LensbridgeError, RuntimeError):
+    """The ``value`` of a hook point was used outside of a trace, or after the forward pass had come past it."""
 
 
 def near_misses(name: str, known: Iterable[str], limit: int = 4) -> str:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from .errors import TraceError
 
 Direction = Literal["fwd", "bwd"]
 Directions = Literal["fwd", "bwd", "both"]
@@ -27,6 +30,20 @@ class HookFunction(Protocol):
     """A hook: called as ``fn(tensor, hook=hook_point)``; returns a replacement, or None to keep the (edited) tensor."""
 
     def __call__(self, tensor: Tensor, *, hook: HookPoint) -> Any: ...
+
+
+class Server(Protocol):
+    """Gives and takes values of hook points while a trace runs."""
+
+    def read(self, point: HookPoint) -> Tensor:
+        """The value at ``point``."""
+
+    def write(self, point: HookPoint, value: Tensor) -> None:
+        """Put ``value`` in its place."""
+
+
+#: What serves the code of the trace that runs here, if any.
+SERVER: ContextVar[Server | None] = ContextVar("lensbridge_server", default=None)
 
 
 class ReadOnlyHook:
@@ -147,9 +164,34 @@ class HookPoint(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Show ``x`` to the hooks and return what they make of it."""
+        if not (self.fwd_hooks or self.bwd_hooks):
+            return x
         if self.bwd_hooks and torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
             return self._forward_watching_gradient(x)
         return self.run_forward_hooks(x)
+
+    @property
+    def value(self) -> Tensor:
+        """In a trace (`HookedTransformer.trace`): the value at this point, in the active basis. Waits until it exists.
+
+        Assigning replaces it for the rest of the forward pass, and so does editing the tensor in place, as long as
+        nothing else has been asked of the trace in between.
+
+        Raises:
+            TraceError: outside of a trace, or when the forward pass has already come past.
+        """
+        try:
+            return _served(self).read(self)
+        except AttributeError as error:
+            # nn.Module would take it for its own, and say that there is no such attribute as ``value``.
+            raise TraceError(f"serving {self.name!r} failed: {error}") from error
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "value":
+            # Past nn.Module's own, which would register a parameter.
+            _served(self).write(self, value)
+        else:
+            super().__setattr__(name, value)
 
     def run_forward_hooks(self, x: Tensor) -> Tensor:
         """Show ``x`` to the forward hooks in order; returns what they make of it."""
@@ -203,6 +245,17 @@ class HookPoint(nn.Module):
         outer = outer.view_as(outer)
         outer.register_hook(at_output)
         return outer
+
+
+def _served(point: HookPoint) -> Server:
+    server = SERVER.get()
+    if server is None:
+        raise TraceError(
+            f"{point.name!r} has a value only while a trace runs: use it in the body of `with model.trace(input):`, or "
+            "of `with tracer.invoke(input):` inside a trace without input. Outside, run_with_cache keeps values. "
+            "Before `with loss.backward():`, read those that the block is about"
+        )
+    return server
 
 
 def _converting(user_hook: Callable, dir: Direction) -> Callable:

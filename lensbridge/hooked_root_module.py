@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from .hook_points import (
     ReadOnlyHook,
     as_predicate,
 )
+from .later import Later, LaterDict
 from .utilities.slice import Slice, SliceInput
 
 Device = torch.device | str | None
@@ -50,13 +51,18 @@ class CachingHook(ReadOnlyHook):
         self.remove_batch_dim = remove_batch_dim
         self.pos_slice = pos_slice
         self.suffix = suffix
+        self._whole = device is None and not remove_batch_dim and pos_slice is None
+        self._can_wait = self._whole and isinstance(cache, LaterDict)
 
     def __call__(self, tensor: Tensor, *, hook: HookPoint) -> None:
         self.keep(str(hook.name), tensor)
 
     def keep(self, name: str, tensor: Tensor) -> None:
         """Put one tensor into the cache."""
-        kept = tensor.detach()
+        kept = tensor.detach() if tensor.requires_grad else tensor
+        if self._whole:
+            self.cache[name + self.suffix] = kept
+            return
         if self.device is not None:
             kept = kept.to(self.device)
         if self.remove_batch_dim:
@@ -66,6 +72,13 @@ class CachingHook(ReadOnlyHook):
             if tensor.dim() >= -axis:
                 kept = self.pos_slice.apply(kept, dim=axis)
         self.cache[name + self.suffix] = kept
+
+    def keep_later(self, name: str, value: Later) -> None:
+        """Put a value into the cache that need not be computed before somebody looks."""
+        if self._can_wait:
+            self.cache.put_off(name + self.suffix, value)  # type: ignore[attr-defined]
+        else:
+            self.keep(name, value())
 
 
 class HookedRootModule(HookIntrospectionMixin, nn.Module):
@@ -78,6 +91,8 @@ class HookedRootModule(HookIntrospectionMixin, nn.Module):
     name: str | None
     mod_dict: dict[str, nn.Module]
     hook_dict: dict[str, HookPoint]
+    #: What `run_with_cache` fills.
+    _cache_type: type[dict] = dict
 
     def __init__(self, *args: Any) -> None:
         super().__init__()
@@ -221,8 +236,12 @@ class HookedRootModule(HookIntrospectionMixin, nn.Module):
                 "run_with_hooks removes its backward hooks on return, before a backward pass can run. "
                 "Use `with model.hooks(bwd_hooks=...)` around forward and backward, or reset_hooks_end=False."
             )
-        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
+        with self._turn(), self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
             return self.forward(*model_args, **model_kwargs)
+
+    def _turn(self) -> AbstractContextManager:
+        """The time of a run with its hooks; a subclass may let other threads wait."""
+        return nullcontext()
 
     def add_caching_hooks(
         self,
@@ -260,7 +279,7 @@ class HookedRootModule(HookIntrospectionMixin, nn.Module):
             ValueError: if ``names_filter`` is neither None, a name, a list of names, nor a predicate.
             UnknownPointError, DisabledPointError: if it names a point that does not exist or cannot fire.
         """
-        cache = {} if cache is None else cache
+        cache = self._cache_type() if cache is None else cache
         if not (names_filter is None or callable(names_filter) or isinstance(names_filter, (str, list))):
             raise ValueError(
                 f"names_filter must be None, a name, a list of names or a predicate on names, not "
@@ -298,7 +317,7 @@ class HookedRootModule(HookIntrospectionMixin, nn.Module):
         cache, fwd, bwd = self.get_caching_hooks(
             names_filter, incl_bwd, device, remove_batch_dim=remove_batch_dim, pos_slice=pos_slice
         )
-        with self._caching(fwd, bwd, reset_hooks_end, clear_contexts):
+        with self._turn(), self._caching(fwd, bwd, reset_hooks_end, clear_contexts):
             output = self(*model_args, **model_kwargs)
             if incl_bwd:
                 output.backward()

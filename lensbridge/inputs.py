@@ -7,7 +7,7 @@ given, or a cache; positions that count real tokens only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .cache import TransformerLensKeyValueCache
 from .engine import Request
-from .engine.kv import append_new, hf_cache
+from .engine.kv import ValueBiases, append_new, hf_cache
 from .engine.plan import Span
 from .tokens import as_batch
 from .utilities.tensors import get_offset_position_ids
@@ -30,6 +30,7 @@ class Call:
     tokens: Tensor | None
     attention_mask: Tensor | None
     past_kv_cache: TransformerLensKeyValueCache | None
+    value_biases: ValueBiases = field(default_factory=dict)
 
     def finish(self, basis: Any) -> None:
         """Let the key-value cache keep what this run has computed, and the mask it was computed under."""
@@ -37,7 +38,7 @@ class Call:
             entries = dict(enumerate(self.past_kv_cache.entries))
             stop = min(self.request.span.stop, len(entries))
             ran = {layer: entries[layer] for layer in range(self.request.span.start, stop)}
-            append_new(ran, self.request.inputs["past_key_values"], basis)
+            append_new(ran, self.request.inputs["past_key_values"], basis, self.value_biases)
             if self.request.span.embeds and not self.past_kv_cache.frozen:
                 assert self.attention_mask is not None
                 self.past_kv_cache.previous_attention_mask = self.attention_mask
@@ -93,11 +94,12 @@ def prepare(
                 attention_mask = torch.cat((before, attention_mask), dim=-1)
             inputs["attention_mask"] = attention_mask
             inputs["position_ids"] = get_offset_position_ids(past, attention_mask)
-        _refuse_too_long(past + tokens.shape[1], inputs.get("position_ids"), model.cfg.n_ctx)
+        refuse_too_long(past + tokens.shape[1], inputs.get("position_ids"), model.cfg.n_ctx)
+    call = Call(Request(inputs, span, residual), tokens, attention_mask, past_kv_cache)
     if past_kv_cache is not None:
         entries = dict(enumerate(past_kv_cache.entries))
-        inputs |= {"past_key_values": hf_cache(entries, basis), "use_cache": True}
-    return Call(Request(inputs, span, residual), tokens, attention_mask, past_kv_cache)
+        inputs |= {"past_key_values": hf_cache(entries, basis, call.value_biases), "use_cache": True}
+    return call
 
 
 def _needs_mask(model: Any, mask: Tensor | None, cache: Any) -> bool:
@@ -122,7 +124,12 @@ def _mask_for(model: Any, tokens: Any, prepend_bos: bool | None, mask: Tensor | 
     return mask.to(tokens.device, torch.long if mask.is_floating_point() else mask.dtype)
 
 
-def _refuse_too_long(length: int, positions: Tensor | None, n_ctx: int) -> None:
+def refuse_too_long(length: int, positions: Tensor | None, n_ctx: int) -> None:
+    """Refuse more tokens than the context holds; padded ones may be more, as long as their positions are not.
+
+    Raises:
+        IndexError: the input is too long.
+    """
     # On a GPU, HF's own failure would leave the process without a usable device.
     if length > n_ctx and (positions is None or int(positions.max()) >= n_ctx):
         raise IndexError(f"the input is {length} tokens long (with the key-value cache), the model's context {n_ctx}")

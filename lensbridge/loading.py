@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from . import model_names
 from .architectures import BY_CLASS, Architecture, architecture_of
 from .config import HookedTransformerConfig
 from .errors import ModelNotFoundError, UnknownArgumentError, UnsupportedModelError, near_misses
+from .parameters import matrix
 from .utilities.devices import get_device
 from .utilities.multi_gpu import resolve_device_map
 
@@ -132,7 +133,7 @@ def _from_hub_or_disk(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
     config = kwargs.pop("config", None)
     if config is None:
         # transformers raises ValueError for a config.json that names no model type.
-        with _explaining(wish.model_name, location, OSError, ValueError):
+        with explaining_where(wish.model_name, location, OSError, ValueError):
             config = AutoConfig.from_pretrained(location, **hub)
     _refuse_unrecorded(config)
     config = _with_attributes(config, kwargs)
@@ -148,7 +149,7 @@ def _from_hub_or_disk(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
     on_cpu = str(wish.device or "cpu").startswith("cpu") and not torch.cuda.is_available()
     if kwargs["dtype"] == torch.float16 and on_cpu:
         logging.warning("float16 models may be slow or fail on CPU; use bfloat16 or a GPU")
-    with _explaining(wish.model_name, location, OSError):
+    with explaining_where(wish.model_name, location, OSError):
         hf_model: Any = AutoModelForCausalLM.from_pretrained(location, config=config, **kwargs)
     if wish.move_to_device and device_map is None:
         hf_model.to(wish.device or get_device())
@@ -185,7 +186,7 @@ def _refuse_unrecorded(config: Any) -> None:
 
 
 @contextmanager
-def _explaining(name: str, location: str, *errors: type[Exception]) -> Iterator[None]:
+def explaining_where(name: str, location: str, *errors: type[Exception]) -> Iterator[None]:
     """Turn HF's many ways of not finding a model into one error that says where it was looked for and what to do."""
     try:
         yield
@@ -274,19 +275,22 @@ def read_config(hf_model: Any, architecture: Architecture, wish: Wish, location:
     """A HookedTransformerConfig that describes a loaded HF model."""
     hf = hf_model.config
     heads, d_model = hf.num_attention_heads, hf.hidden_size
-    mlp = hf_model.get_submodule(architecture.in_layer(0, "mlp_in")) if hf.num_hidden_layers else None
+    d_mlp = 4 * d_model
+    if hf.num_hidden_layers:
+        d_mlp = matrix(hf_model.get_submodule(architecture.in_layer(0, "mlp_out"))).shape[0]
     first = next(hf_model.parameters())
     d_vocab_out = hf_model.get_submodule(architecture.unembed).weight.shape[0]
     prepend = wish.default_prepend_bos
     if prepend is None:
         prepend = architecture.hf_class not in model_names.table()["no_bos_by_default"]
     fields = {field: getattr(hf, attribute) for field, attribute in architecture.config.items()}
+    fields |= _structure(hf, architecture, fields)
     fields |= dict(architecture.constants)
     fields |= {
         "d_model": d_model,
-        "d_head": d_model // heads,
+        "d_head": getattr(hf, "head_dim", None) or d_model // heads,
         "n_heads": heads,
-        "d_mlp": mlp.bias.shape[0] if mlp is not None else 4 * d_model,
+        "d_mlp": d_mlp,
         "n_layers": hf.num_hidden_layers,
         "n_ctx": hf.max_position_embeddings if wish.n_ctx is None else wish.n_ctx,
         "d_vocab": hf.vocab_size,
@@ -300,13 +304,50 @@ def read_config(hf_model: Any, architecture: Architecture, wish: Wish, location:
         "dtype": first.dtype,
         "device": str(first.device),
         "n_devices": wish.n_devices,
-        "initializer_range": hf.initializer_range,
+        "initializer_range": getattr(hf, "initializer_range", 0.02),
     }
-    if not 1 <= fields["n_ctx"] <= hf.max_position_embeddings:
+    fields |= _rotation(hf, fields) if architecture.block.rotary else {}
+    if architecture.pos_embed is not None and not 1 <= fields["n_ctx"] <= hf.max_position_embeddings:
         raise ValueError(
             f"n_ctx must be between 1 and {hf.max_position_embeddings}, the model's learned positions, not {wish.n_ctx}"
         )
     return HookedTransformerConfig(**fields)
+
+
+def _structure(hf: Any, architecture: Architecture, given: dict[str, Any]) -> dict[str, Any]:
+    """The config fields that say which parts the blocks have."""
+    block, features = architecture.block, architecture.features
+    grouped = getattr(hf, "num_key_value_heads", None)
+    fields = {
+        "gated_mlp": "gate" in features,
+        "parallel_attn_mlp": block.parallel,
+        "positional_embedding_type": "rotary" if block.rotary else "standard",
+        "use_qk_norm": "qk norm" in features and block.qk_norm_over == "head",
+        "use_normalization_before_and_after": "norms around" in features,
+        "post_embedding_ln": architecture.embed_norm is not None,
+        "n_key_value_heads": grouped if grouped not in (None, hf.num_attention_heads) else None,
+    }
+    window, kinds = getattr(hf, "sliding_window", None), getattr(hf, "layer_types", None)
+    if window and getattr(hf, "use_sliding_window", True):
+        local = [kind == "sliding_attention" for kind in kinds] if kinds else [True] * hf.num_hidden_layers
+        if any(local):
+            fields |= {"use_local_attn": True, "window_size": window}
+            fields["attn_types"] = ["local" if each else "global" for each in local]
+    return {name: value for name, value in fields.items() if name not in given}
+
+
+def _rotation(hf: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    """The config fields that say how queries and keys are rotated."""
+    rope = getattr(hf, "rope_parameters", None) or {}
+    # Where kinds of layers differ, TransformerLens' base is that of the layers that see everything.
+    full, local = rope.get("full_attention", rope), rope.get("sliding_attention", {})
+    part = full.get("partial_rotary_factor", getattr(hf, "partial_rotary_factor", None)) or 1.0
+    found = {"rotary_dim": getattr(hf, "rotary_dim", None) or int(part * fields["d_head"])}
+    if "rope_theta" in full:
+        found["rotary_base"] = full["rope_theta"]
+    if local.get("rope_theta", full.get("rope_theta")) != full.get("rope_theta"):
+        found["rotary_base_local"] = local["rope_theta"]
+    return {name: value for name, value in found.items() if name not in fields}
 
 
 def find_tokenizer(
@@ -335,3 +376,14 @@ def find_tokenizer(
         "no tokenizer at %r: the model takes tokens only. Pass tokenizer=, or call set_tokenizer() later.", name
     )
     return None
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        # TransformerLens calls its loading_from_pretrained ``transformer_lens.loading`` too.
+        from . import loading_from_pretrained
+
+        if name.startswith("_") or not hasattr(loading_from_pretrained, name):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(loading_from_pretrained, name)

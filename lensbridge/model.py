@@ -21,16 +21,21 @@ from .blocks import Embed, Norm, PosEmbed, TransformerBlock, Unembed
 from .cache import TransformerLensKeyValueCache
 from .config import HookedTransformerConfig
 from .errors import DisabledPointError, UnsupportedModelError
+from .generation import GenerationMethods
 from .hook_points import HookPoint
 from .hooked_root_module import HookedRootModule
 from .inputs import Call, past_length, prepare, span_of
 from .interior import Interior, listening
+from .later import Later, LaterDict
 from .loading import DTYPE_FROM_STRING as DTYPE_FROM_STRING
-from .points import FLAG_SETTERS, named_points
+from .placement import PlacementMethods
+from .points import FLAG_SETTERS, added_names, named_points
 from .processing import Processing
+from .sample_data import SampleDataMethods
+from .sweeps import SweepMethods
 from .tokens import PaddingSide, TokenMethods
+from .tracing import TraceMethods
 from .utilities.defaults_utils import USE_DEFAULT_VALUE, LocallyOverridenDefaults
-from .utilities.devices import move_to_and_update_config
 from .utilities.lm_utils import lm_cross_entropy_loss
 from .weight_methods import WeightMethods
 
@@ -52,9 +57,19 @@ class _Recording(NamedTuple):
 
     names: frozenset[str]
     keep: Callable[[str, Tensor], None]
+    keep_later: Callable[[str, Later], None]
 
 
-class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
+class HookedTransformer(
+    TokenMethods,
+    WeightMethods,
+    TraceMethods,
+    GenerationMethods,
+    SampleDataMethods,
+    SweepMethods,
+    PlacementMethods,
+    HookedRootModule,
+):
     """A HuggingFace language model with TransformerLens' hook points, weights and methods.
 
     Made by `from_pretrained`. ``model.hf_model`` is the HuggingFace model itself, unchanged; it computes everything.
@@ -62,6 +77,7 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
 
     #: One `TransformerBlock` per layer.
     blocks: Any
+    _cache_type = LaterDict
 
     def __init__(
         self,
@@ -98,8 +114,9 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
             logging.warning("default_padding_side is ignored: the model has no tokenizer")
         self.embed = Embed(self.interior, "embed")
         self.hook_embed = HookPoint()
-        self.pos_embed = PosEmbed(self.interior, "pos_embed")
-        self.hook_pos_embed = HookPoint()
+        if loaded.architecture.pos_embed is not None:
+            self.pos_embed = PosEmbed(self.interior, "pos_embed")
+            self.hook_pos_embed = HookPoint()
         self.blocks = nn.ModuleList(TransformerBlock(self.interior, layer) for layer in range(self.cfg.n_layers))
         self.ln_final = Norm(self.interior, "ln_final", loaded.architecture.ln_final)
         self.unembed = Unembed(self.interior)
@@ -301,8 +318,11 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
         Arguments as for ``forward`` and `HookedRootModule.run_with_cache` (``names_filter``, ``pos_slice``, ...).
         """
         output, cache = super().run_with_cache(*model_args, remove_batch_dim=remove_batch_dim, **kwargs)
+        if isinstance(cache, LaterDict) and not self.interior.engine.comes_in_order:
+            cache.put_in_order(self._ours)
         if not return_cache_object:
-            return output, cache
+            # Hooks that stay on go on filling the very dict.
+            return output, dict(cache) if kwargs.get("reset_hooks_end", True) else cache
         return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
 
     @contextmanager
@@ -314,7 +334,8 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
         before = self._recording
         with self.hooks(attached, bwd_hooks, reset_hooks_end, clear_contexts):
             if names:
-                self._recording = _Recording(names, fwd_hooks[0][1].keep)
+                hook = fwd_hooks[0][1]
+                self._recording = _Recording(names, hook.keep, hook.keep_later)
             try:
                 yield
             finally:
@@ -325,15 +346,19 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
     def setup(self) -> None:
         """Name the modules and find the hook points, and modules that were put in a hook point's place."""
         super().setup()
-        ours = dict(named_points(self.cfg.n_layers))
+        ours = dict(named_points(self.cfg.n_layers, self.interior.architecture.features))
         #: The flag of each point that has one.
         self._flags = {name: point.flag for name, point in ours.items() if point.flag and name in self.hook_dict}
-        self._foreign = self.hook_dict.keys() - ours.keys()
+        self._ours = tuple(ours)
+        served = {*ours, *added_names(self.cfg.n_layers)}
+        self._foreign = self.hook_dict.keys() - served
         modules = self.mod_dict
-        self._spliced = {n: modules[n] for n in ours if n in modules and not isinstance(modules[n], HookPoint)}
+        self._spliced = {n: modules[n] for n in served if n in modules and not isinstance(modules[n], HookPoint)}
 
     def _listeners(self) -> dict[str, nn.Module]:
         found = listening(self.hook_dict)
+        if not found and not self._spliced:
+            return found
         for name in found.keys() & self._flags.keys():
             self._check_flag(name)
         # Hook points inside a spliced-in module fire when that module calls them.
@@ -390,53 +415,6 @@ class HookedTransformer(TokenMethods, WeightMethods, HookedRootModule):
     def set_ungroup_grouped_query_attention(self, ungroup_grouped_query_attention: bool) -> None:
         """Show keys and values once per query head in models with grouped-query attention."""
         self.cfg.ungroup_grouped_query_attention = ungroup_grouped_query_attention
-
-    # --- the HF model's own parameters, mode and place ----------------------------------------------------------------
-
-    def named_parameters(
-        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Parameter]]:
-        """What an optimiser trains: the HF model's parameters, under HF's names, then those of modules that were added.
-
-        `state_dict` has TransformerLens' names.
-        """
-        yield from self.hf_model.named_parameters(prefix, recurse, remove_duplicate)
-        yield from super().named_parameters(prefix, recurse, remove_duplicate)
-
-    def train(self, mode: bool = True) -> Any:
-        """Set training mode, on the HF model too (its dropout is HF's)."""
-        super().train(mode)
-        self.hf_model.train(mode)
-        return self
-
-    def to(self, device_or_dtype: Any, print_details: bool = True) -> Any:  # type: ignore[override]
-        """Move or cast the HF model, and note it in ``cfg``."""
-        return move_to_and_update_config(self, device_or_dtype, print_details)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        # .cuda(), .half() and the like arrive here.
-        self.hf_model._apply(fn)
-        super()._apply(fn, recurse)
-        first = next(self.hf_model.parameters())
-        self.cfg.device, self.cfg.dtype = str(first.device), first.dtype
-        return self
-
-    def cuda(self, device: Any = None) -> Any:
-        """Move to a GPU."""
-        return self.to(torch.device("cuda", device) if isinstance(device, int) else device or "cuda")
-
-    def cpu(self) -> Any:
-        """Move to the CPU."""
-        return self.to("cpu")
-
-    def mps(self) -> Any:
-        """Move to Apple's GPU."""
-        return self.to("mps")
-
-    def move_model_modules_to_device(self) -> None:
-        """Move the HF model to ``cfg.device``, unless accelerate has spread it over devices."""
-        if not getattr(self.hf_model, "hf_device_map", None):
-            self.hf_model.to(self.cfg.device)
 
     # --- pieces of the forward pass, as TransformerLens names them ----------------------------------------------------
 

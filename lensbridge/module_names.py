@@ -1,7 +1,8 @@
 """Where is a thing found by someone who looks for it under TransformerLens' module path?
 
 TransformerLens 3.9.0 names several modules after the class inside. Here a module is named after its question, and the
-other path leads to the same module object.
+other path leads to the same module object. So do the paths that version 2 had and 3.9.0 gave up
+(``past_key_value_caching`` is a file of its own, as the classes inside had other names too).
 """
 
 from __future__ import annotations
@@ -14,9 +15,16 @@ SAME_MODULE = {
     "ActivationCache": "activation_cache",
     "FactoredMatrix": "factored_matrix",
     "HookedRootModule": "hooked_root_module",
+    "SVDInterpreter": "svd_interpreter",
     "HookedTransformer": "model",
+    "HookedEncoder": "encoders.hooked_encoder",
+    "HookedEncoderDecoder": "encoders.hooked_encoder_decoder",
+    "HookedAudioEncoder": "encoders.hooked_audio_encoder",
+    "BertNextSentencePrediction": "encoders.next_sentence",
+    "HookedTransformerConfig": "config",
     "config.hooked_transformer_config": "config",
-    "config.transformer_lens_config": "config",
+    "config.transformer_bridge_config": "bridge_config",
+    "config.transformer_lens_config": "base_config",
 }
 
 

@@ -9,6 +9,7 @@ residual stream, ``n`` its normalised form, and a weight stands for its Transfor
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 RESID = "batch pos d_model"
@@ -16,16 +17,25 @@ PER_HEAD = "batch pos head d_model"
 HEADS = "batch pos head d_head"
 SQUARE = "batch head query_pos key_pos"
 NEURONS = "batch pos d_mlp"
+SCALE = "sqrt(mean((x - mean x)^2) + eps)"
+NORMALIZED = "(x - mean x) / scale"
+
+#: The features of GPT-2: what a row ``needs`` is one of these or of another architecture's.
+GPT2_FEATURES = frozenset({"learned positions", "norms before", "sequential"})
 
 
 @dataclass(frozen=True)
 class Point:
-    """One hook point: its name (with ``{l}`` for a layer), shape, meaning, and the config flag that turns it on."""
+    """One hook point: its name (with ``{l}`` for a layer), shape and meaning.
+
+    ``flag`` is the config flag that turns it on, ``needs`` the feature of an architecture that it exists with.
+    """
 
     name: str
     shape: str
     meaning: str
     flag: str | None = None
+    needs: str | None = None
 
     @property
     def in_layer(self) -> bool:
@@ -42,36 +52,56 @@ FLAG_SETTERS = {
 }
 
 POINTS: tuple[Point, ...] = (
+    Point("embed.ln.hook_scale", "batch pos 1", SCALE, needs="embedding norm"),
+    Point("embed.ln.hook_normalized", RESID, NORMALIZED, needs="embedding norm"),
     Point("hook_embed", RESID, "W_E[tokens]"),
-    Point("hook_pos_embed", RESID, "W_pos[positions]"),
+    Point("hook_pos_embed", RESID, "W_pos[positions]", needs="learned positions"),
     Point("blocks.{l}.hook_resid_pre", RESID, "x entering the block"),
     Point("blocks.{l}.hook_attn_in", PER_HEAD, "x, one copy per head", "use_attn_in"),
     Point("blocks.{l}.hook_q_input", PER_HEAD, "x, one copy per query head", "use_split_qkv_input"),
     Point("blocks.{l}.hook_k_input", PER_HEAD, "x, one copy per key head", "use_split_qkv_input"),
     Point("blocks.{l}.hook_v_input", PER_HEAD, "x, one copy per value head", "use_split_qkv_input"),
-    Point("blocks.{l}.ln1.hook_scale", "batch pos 1", "sqrt(mean((x - mean x)^2) + eps); fires for q, k and v"),
-    Point("blocks.{l}.ln1.hook_normalized", RESID, "(x - mean x) / scale; fires for q, k and v"),
+    Point("blocks.{l}.ln1.hook_scale", "batch pos 1", f"{SCALE}; fires for q, k and v", needs="norms before"),
+    Point("blocks.{l}.ln1.hook_normalized", RESID, f"{NORMALIZED}; fires for q, k and v", needs="norms before"),
     Point("blocks.{l}.attn.hook_q", HEADS, "n @ W_Q + b_Q"),
     Point("blocks.{l}.attn.hook_k", HEADS, "n @ W_K + b_K"),
     Point("blocks.{l}.attn.hook_v", HEADS, "n @ W_V + b_V"),
+    Point("blocks.{l}.attn.q_norm.hook_scale", "... 1", f"{SCALE}, of q", needs="qk norm"),
+    Point("blocks.{l}.attn.q_norm.hook_normalized", "... d_head", f"{NORMALIZED}, of q", needs="qk norm"),
+    Point("blocks.{l}.attn.k_norm.hook_scale", "... 1", f"{SCALE}, of k", needs="qk norm"),
+    Point("blocks.{l}.attn.k_norm.hook_normalized", "... d_head", f"{NORMALIZED}, of k", needs="qk norm"),
+    Point("blocks.{l}.attn.hook_rot_q", HEADS, "q, rotated by its position", needs="rotary"),
+    Point("blocks.{l}.attn.hook_rot_k", HEADS, "k, rotated by its position, with those of the cache", needs="rotary"),
     Point("blocks.{l}.attn.hook_attn_scores", SQUARE, "q . k / attn_scale, masked entries -inf"),
     Point("blocks.{l}.attn.hook_pattern", SQUARE, "softmax(attn_scores) over key_pos"),
     Point("blocks.{l}.attn.hook_z", HEADS, "pattern @ v"),
     Point("blocks.{l}.attn.hook_result", PER_HEAD, "z @ W_O, by head", "use_attn_result"),
+    Point("blocks.{l}.ln1_post.hook_scale", "batch pos 1", f"{SCALE}, of attention's output", needs="norms around"),
+    Point("blocks.{l}.ln1_post.hook_normalized", RESID, f"{NORMALIZED}, of attention's output", needs="norms around"),
+    Point("blocks.{l}.ln1.hook_scale", "batch pos 1", f"{SCALE}, of attention's output", needs="norms after"),
+    Point("blocks.{l}.ln1.hook_normalized", RESID, f"{NORMALIZED}, of attention's output", needs="norms after"),
     Point("blocks.{l}.hook_attn_out", RESID, "sum over heads of z @ W_O, + b_O"),
-    Point("blocks.{l}.hook_resid_mid", RESID, "resid_pre + attn_out"),
+    Point("blocks.{l}.hook_resid_mid", RESID, "resid_pre + attn_out", needs="sequential"),
     Point("blocks.{l}.hook_mlp_in", RESID, "a copy of resid_mid that only the MLP sees", "use_hook_mlp_in"),
-    Point("blocks.{l}.ln2.hook_scale", "batch pos 1", "sqrt(mean((x - mean x)^2) + eps)"),
-    Point("blocks.{l}.ln2.hook_normalized", RESID, "(x - mean x) / scale"),
-    Point("blocks.{l}.mlp.hook_pre", NEURONS, "n @ W_in + b_in"),
-    Point("blocks.{l}.mlp.hook_post", NEURONS, "act_fn(pre)"),
+    Point("blocks.{l}.ln2.hook_scale", "batch pos 1", SCALE, needs="norms before"),
+    Point("blocks.{l}.ln2.hook_normalized", RESID, NORMALIZED, needs="norms before"),
+    Point("blocks.{l}.mlp.hook_pre", NEURONS, "n @ W_in + b_in; n @ W_gate where there is a gate"),
+    Point("blocks.{l}.mlp.hook_pre_linear", NEURONS, "n @ W_in + b_in", needs="gate"),
+    Point("blocks.{l}.mlp.hook_post", NEURONS, "act_fn(pre); times pre_linear where there is a gate"),
+    Point("blocks.{l}.ln2_post.hook_scale", "batch pos 1", f"{SCALE}, of the MLP's output", needs="norms around"),
+    Point("blocks.{l}.ln2_post.hook_normalized", RESID, f"{NORMALIZED}, of the MLP's output", needs="norms around"),
+    Point("blocks.{l}.ln2.hook_scale", "batch pos 1", f"{SCALE}, of the MLP's output", needs="norms after"),
+    Point("blocks.{l}.ln2.hook_normalized", RESID, f"{NORMALIZED}, of the MLP's output", needs="norms after"),
     Point("blocks.{l}.hook_mlp_out", RESID, "post @ W_out + b_out"),
     Point("blocks.{l}.hook_resid_post", RESID, "resid_mid + mlp_out"),
-    Point("ln_final.hook_scale", "batch pos 1", "sqrt(mean((x - mean x)^2) + eps)"),
-    Point("ln_final.hook_normalized", RESID, "(x - mean x) / scale"),
+    Point("ln_final.hook_scale", "batch pos 1", SCALE),
+    Point("ln_final.hook_normalized", RESID, NORMALIZED),
     Point("unembed.hook_in", RESID, "what the unembedding reads: ln_final's output"),
     Point("unembed.hook_out", "batch pos d_vocab", "logits = in @ W_U + b_U"),
 )
+
+#: Points that libraries put into a model's components themselves (SAELens does); served where they exist.
+ADDED: tuple[Point, ...] = (Point("blocks.{l}.mlp.hook_in", RESID, "what the MLP reads: n"),)
 
 #: template -> row.
 BY_NAME = {point.name: point for point in POINTS}
@@ -90,13 +120,21 @@ def point_of(name: str) -> Point | None:
     return BY_NAME.get(template(name))
 
 
-def named_points(n_layers: int) -> list[tuple[str, Point]]:
-    """(name, row) of every point of a model with ``n_layers`` layers, in firing order."""
-    before, block, after = POINTS[:2], [p for p in POINTS if p.in_layer], [p for p in POINTS[2:] if not p.in_layer]
+def named_points(n_layers: int, features: Collection[str] = GPT2_FEATURES) -> list[tuple[str, Point]]:
+    """(name, row) of every point of a model with ``n_layers`` layers and these features, in firing order."""
+    there = [p for p in POINTS if p.needs is None or p.needs in features]
+    block = [p for p in there if p.in_layer]
+    before = there[: there.index(block[0])]
     layers = [(p.name.replace("{l}", str(layer)), p) for layer in range(n_layers) for p in block]
+    after = [p for p in there if not p.in_layer and p not in before]
     return [*((p.name, p) for p in before), *layers, *((p.name, p) for p in after)]
 
 
-def names(n_layers: int) -> list[str]:
-    """The name of every point of a model with ``n_layers`` layers, in firing order."""
-    return [name for name, _ in named_points(n_layers)]
+def added_names(n_layers: int) -> list[str]:
+    """The names that points may have which libraries add to a model with ``n_layers`` layers."""
+    return [point.name.replace("{l}", str(layer)) for layer in range(n_layers) for point in ADDED]
+
+
+def names(n_layers: int, features: Collection[str] = GPT2_FEATURES) -> list[str]:
+    """The name of every point of such a model, in firing order."""
+    return [name for name, _ in named_points(n_layers, features)]

@@ -1,16 +1,20 @@
 """How do TransformerLens' five processing options change the weights?
 
 Each option leaves the function of the model alone and changes the basis its intermediate values are written in. Here
-they are as functions on dicts of TransformerLens-shaped weights that return new dicts: on the weights of one layer's
-branch, which is how weight views use them (`weights.py`), and on whole state dicts, which is how TransformerLens offers
-them. Nothing here touches a model; what the same options do to activations is in `basis.py`.
+they are as functions on the weights of one branch of a model (a layer's attention or MLP, or the unembedding, with the
+norm before it), as dicts of TransformerLens-shaped weights: they return new dicts and touch no model. Weight views use
+them as they are (`weights.py`), `weight_processing.py` applies them to whole state dicts; what the same options do to
+activations is in `basis.py`.
+
+Keys and values may have fewer heads than queries. A branch whose norm has no ``ln.b`` has an RMS norm: that one does
+not remove the mean, so the weights that read it keep theirs.
 
 Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", argues why these bases are the handier ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -46,33 +50,42 @@ def _centred(weight: Tensor, dim: int) -> Tensor:
     return weight - weight.mean(dim, keepdim=True)
 
 
+ATTENTION_READERS = {"W_Q": "b_Q", "W_K": "b_K", "W_V": "b_V"}
+MLP_READERS = {"W_in": "b_in", "W_gate": "b_gate"}
+UNEMBED_READERS = {"W_U": "b_U"}
+EMBEDDINGS = ("W_E", "W_pos")
+#: TransformerLens centres every reader but this one.
+NOT_CENTRED = "W_gate"
+
+
 def fold_norm_into(
     w: Mapping[str, Tensor], readers: Mapping[str, str], fold_biases: bool = True, center_weights: bool = True
 ) -> Weights:
     """Fold a norm's ``ln.w`` and ``ln.b`` into the weights that read its output.
 
     Args:
-        w: weights of one branch, with ``ln.w`` and ``ln.b`` among them.
-        readers: weight -> its bias; the weights have d_model second from the end.
+        w: weights of one branch. Without ``ln.w`` there is nothing to fold, and the readers are only centred.
+        readers: weight -> its bias; the weights have d_model second from the end. Those that ``w`` lacks are passed
+            over, and a bias that it lacks is made when it has something to take.
         fold_biases: fold ``ln.b`` too (into the biases).
         center_weights: make the readers ignore the input's mean, which the norm has removed.
     """
-    out = dict(w)
-    for weight, bias in readers.items():
-        if fold_biases:
-            out[bias] = w[bias] + (w[weight] * w["ln.b"][:, None]).sum(-2)
-        folded = w[weight] * w["ln.w"][:, None]
-        out[weight] = _centred(folded, -2) if center_weights else folded
-    out["ln.w"] = torch.ones_like(w["ln.w"])
-    if fold_biases:
-        out["ln.b"] = torch.zeros_like(w["ln.b"])
+    out, gain = dict(w), w.get("ln.w")
+    shift = w.get("ln.b") if fold_biases and gain is not None else None
+    here = {weight: bias for weight, bias in readers.items() if weight in w}
+    if not here:
+        return out
+    for weight, bias in here.items():
+        if shift is not None:
+            constant = (w[weight] * shift[:, None]).sum(-2)
+            out[bias] = w[bias] + constant if bias in w else constant
+        folded = w[weight] if gain is None else w[weight] * gain[:, None]
+        out[weight] = _centred(folded, -2) if center_weights and weight != NOT_CENTRED else folded
+    if gain is not None:
+        out["ln.w"] = torch.ones_like(gain)
+    if shift is not None:
+        out["ln.b"] = torch.zeros_like(shift)
     return out
-
-
-ATTENTION_READERS = {"W_Q": "b_Q", "W_K": "b_K", "W_V": "b_V"}
-MLP_READERS = {"W_in": "b_in"}
-UNEMBED_READERS = {"W_U": "b_U"}
-EMBEDDINGS = ("W_E", "W_pos")
 
 
 def center(w: Mapping[str, Tensor], names: tuple[str, ...]) -> Weights:
@@ -81,12 +94,20 @@ def center(w: Mapping[str, Tensor], names: tuple[str, ...]) -> Weights:
 
 
 def move_value_bias(w: Mapping[str, Tensor]) -> Weights:
-    """Carry ``b_V`` into ``b_O``: patterns sum to one, so a value bias adds a constant to the output."""
-    return {
-        **w,
-        "b_O": w["b_O"] + torch.einsum("hd,hdm->m", w["b_V"], w["W_O"]),
-        "b_V": torch.zeros_like(w["b_V"]),
-    }
+    """Carry ``b_V`` into ``b_O``: patterns sum to one, so a value bias adds a constant to the output.
+
+    Raises:
+        ValueError: if the heads of ``b_V`` and ``W_O`` do not match.
+    """
+    bias, out_of = w["b_V"], w["W_O"]
+    if bias.ndim != 2 or out_of.ndim != 3 or len(out_of) % len(bias) or bias.shape[1] != out_of.shape[1]:
+        raise ValueError(
+            f"b_V has shape {tuple(bias.shape)} and W_O {tuple(out_of.shape)}: expected [heads, d_head], with as many "
+            "heads as W_O or a part of them, and [heads, d_head, d_model]"
+        )
+    per_head = bias.repeat_interleave(len(out_of) // len(bias), dim=0)
+    constant = torch.einsum("hd,hdm->m", per_head, out_of)
+    return {**w, "b_O": w["b_O"] + constant if "b_O" in w else constant, "b_V": torch.zeros_like(bias)}
 
 
 def refactor_attention(w: Mapping[str, Tensor]) -> Weights:
@@ -119,7 +140,7 @@ def process_embedding(w: Weights, processing: Processing) -> Weights:
 def process_attention(w: Weights, processing: Processing) -> Weights:
     """One layer's attention with its norm."""
     if processing.fold_ln:
-        w = fold_norm_into(w, ATTENTION_READERS)
+        w = fold_norm_into(w, ATTENTION_READERS, center_weights="ln.b" in w)
     if processing.center_writing_weights:
         w = center(w, ("W_O", "b_O"))
     if processing.fold_value_biases:
@@ -132,7 +153,7 @@ def process_attention(w: Weights, processing: Processing) -> Weights:
 def process_mlp(w: Weights, processing: Processing) -> Weights:
     """One layer's MLP with its norm."""
     if processing.fold_ln:
-        w = fold_norm_into(w, MLP_READERS)
+        w = fold_norm_into(w, MLP_READERS, center_weights="ln.b" in w)
     if processing.center_writing_weights:
         w = center(w, ("W_out", "b_out"))
     return w
@@ -141,67 +162,7 @@ def process_mlp(w: Weights, processing: Processing) -> Weights:
 def process_unembed(w: Weights, processing: Processing) -> Weights:
     """The unembedding with the final norm."""
     if processing.fold_ln:
-        w = fold_norm_into(w, UNEMBED_READERS)
+        w = fold_norm_into(w, UNEMBED_READERS, center_weights="ln.b" in w)
     if processing.center_unembed:
         w = center(w, ("W_U", "b_U"))
     return w
-
-
-# --- the same on whole state dicts ------------------------------------------------------------------------------------
-
-#: branch of a state dict -> (prefix of its norm, prefix of its weights); ``{l}`` runs over the layers.
-BRANCHES = {
-    "attn": ("blocks.{l}.ln1.", "blocks.{l}.attn."),
-    "mlp": ("blocks.{l}.ln2.", "blocks.{l}.mlp."),
-    "unembed": ("ln_final.", "unembed."),
-}
-
-
-def on_branch(state_dict: Weights, branch: str, n_layers: int, change: Callable[[Weights], Weights]) -> Weights:
-    """``state_dict`` with ``change`` applied to each instance of a branch in it; the argument stays as it is."""
-    out = dict(state_dict)
-    norm_prefix, prefix = BRANCHES[branch]
-    for layer in range(n_layers if "{l}" in prefix else 1):
-        norm, here = norm_prefix.format(l=layer), prefix.format(l=layer)
-        keys = {f"ln.{part}": norm + part for part in ("w", "b") if norm + part in out}
-        keys |= {key[len(here) :]: key for key in out if key.startswith(here) and "." not in key[len(here) :]}
-        if any(not short.startswith("ln.") for short in keys):
-            changed = change({short: out[key] for short, key in keys.items()})
-            out |= {key: changed[short] for short, key in keys.items()}
-    return out
-
-
-def fold_layer_norm(
-    state_dict: Weights, n_layers: int, fold_biases: bool = True, center_weights: bool = True
-) -> Weights:
-    """Every norm folded into the weights that read it; the norms' own parameters become ones and zeros."""
-    for branch, readers in (("attn", ATTENTION_READERS), ("mlp", MLP_READERS), ("unembed", UNEMBED_READERS)):
-
-        def fold(w: Weights, readers: Mapping[str, str] = readers) -> Weights:
-            here = {weight: bias for weight, bias in readers.items() if weight in w}
-            return fold_norm_into(w, here, fold_biases, center_weights) if "ln.w" in w else w
-
-        state_dict = on_branch(state_dict, branch, n_layers, fold)
-    return state_dict
-
-
-def center_writing_weights(state_dict: Weights, n_layers: int) -> Weights:
-    """Everything that writes to the residual stream, centred over d_model."""
-    out = center(state_dict, ("embed.W_E", "pos_embed.W_pos"))
-    out = on_branch(out, "attn", n_layers, lambda w: center(w, ("W_O", "b_O")))
-    return on_branch(out, "mlp", n_layers, lambda w: center(w, ("W_out", "b_out")))
-
-
-def center_unembed(state_dict: Weights, n_layers: int) -> Weights:
-    """The unembedding, centred over the vocabulary."""
-    return on_branch(state_dict, "unembed", n_layers, lambda w: center(w, ("W_U", "b_U")))
-
-
-def fold_value_biases(state_dict: Weights, n_layers: int) -> Weights:
-    """Every ``b_V`` carried into its layer's ``b_O``."""
-    return on_branch(state_dict, "attn", n_layers, move_value_bias)
-
-
-def refactor_factored_attn_matrices(state_dict: Weights, n_layers: int) -> Weights:
-    """Every head's circuits rewritten by their singular value decomposition."""
-    return on_branch(state_dict, "attn", n_layers, refactor_attention)

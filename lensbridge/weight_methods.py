@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from . import processing
 from .errors import ReadOnlyWeightError, UnsupportedModelError
 from .factored_matrix import FactoredMatrix
 from .interior import Interior
@@ -28,6 +28,7 @@ from .utilities.initialization_utils import (
     init_xavier_uniform_,
 )
 from .utilities.matrix import composition_scores
+from .weight_processing import ProcessWeights
 
 
 def _stacked(name: str, shape: str) -> Any:
@@ -85,9 +86,9 @@ class WeightMethods:
         return read_only(torch.cat([self.W_E, self.W_pos], dim=0), "W_E_pos is a copy of W_E and W_pos")
 
     @property
-    def W_gate(self) -> None:
-        """The gate of a gated MLP; this family's MLPs have none."""
-        return None
+    def W_gate(self) -> Float[Tensor, "n_layers d_model d_mlp"] | None:
+        """The gate of every layer's MLP, stacked; None where MLPs have none."""
+        return self.interior.weights.stack("mlp.W_gate") if self.cfg.gated_mlp else None
 
     @property
     def QK(self) -> FactoredMatrix:
@@ -151,10 +152,38 @@ class WeightMethods:
         return self.interior.weights.processing
 
     def set_processing(self, chosen: Processing) -> None:
-        """Change the basis in which activations and weights are shown; no parameter changes, and it can be undone."""
+        """Change the basis in which activations and weights are shown; no parameter changes, and it can be undone.
+
+        What would change the model's function is left out: centring the stream of a model with RMS norms, folding norms
+        that stand behind a branch, centring logits that are capped.
+
+        Raises:
+            AssertionError: refactoring queries and keys that are rotated before they meet.
+            ValueError: refactoring heads that share keys and values.
+        """
+        chosen = self._allowed(chosen)
         self.interior.weights.processing = chosen
-        self.cfg.normalization_type = "LNPre" if chosen.fold_ln else "LN"
+        self.cfg.normalization_type = self.interior.architecture.norm + ("Pre" if chosen.fold_ln else "")
         self.cfg.layer_norm_folding = chosen.fold_ln
+
+    def _allowed(self, chosen: Processing) -> Processing:
+        architecture, cfg = self.interior.architecture, self.cfg
+        if chosen.refactor_factored_attn_matrices:
+            if architecture.block.rotary:
+                raise AssertionError("queries and keys cannot be refactored where they are rotated before they meet")
+            if cfg.n_key_value_heads is not None:
+                raise ValueError("attention cannot be refactored where several query heads share a key and value")
+        left_out: dict[str, str | None] = {}
+        if architecture.norm != "LN":
+            left_out["center_writing_weights"] = None
+        if architecture.block.ln1 is None:
+            left_out["fold_ln"] = "its norms stand behind attention and MLP, where nothing linear reads them"
+        if cfg.output_logits_soft_cap > 0:
+            left_out["center_unembed"] = "its logits are capped, which centring would change"
+        for option, why in left_out.items():
+            if why is not None and getattr(chosen, option):
+                logging.warning("%s is left out for this model: %s", option, why)
+        return replace(chosen, **dict.fromkeys(left_out, False))
 
     def process_weights_(
         self,
@@ -172,23 +201,23 @@ class WeightMethods:
         self, state_dict: dict[str, Tensor], fold_biases: bool = True, center_weights: bool = True
     ) -> dict[str, Tensor]:
         """A state dict in TransformerLens' names with every norm folded into its readers."""
-        return processing.fold_layer_norm(state_dict, self.cfg.n_layers, fold_biases, center_weights)
+        return ProcessWeights.fold_layer_norm(state_dict, self.cfg, fold_biases, center_weights)
 
     def center_writing_weights(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict with everything that writes to the residual stream centred over d_model."""
-        return processing.center_writing_weights(state_dict, self.cfg.n_layers)
+        return ProcessWeights.center_writing_weights(state_dict, self.cfg)
 
     def center_unembed(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict with the unembedding centred over the vocabulary."""
-        return processing.center_unembed(state_dict, self.cfg.n_layers)
+        return ProcessWeights.center_unembed(state_dict, self.cfg)
 
     def fold_value_biases(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict with value biases carried into the output biases."""
-        return processing.fold_value_biases(state_dict, self.cfg.n_layers)
+        return ProcessWeights.fold_value_biases(state_dict, self.cfg)
 
     def refactor_factored_attn_matrices(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict with every head's QK and OV circuits rewritten by their singular value decomposition."""
-        return processing.refactor_factored_attn_matrices(state_dict, self.cfg.n_layers)
+        return ProcessWeights.refactor_factored_attn_matrices(state_dict, self.cfg)
 
     # --- state dicts --------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -16,15 +16,13 @@ from torch import Tensor, nn
 
 from .architectures import Architecture
 from .errors import ReadOnlyWeightError, UnknownPointError, near_misses
+from .parameters import Parameters
 from .processing import Processing, Weights, process_attention, process_embedding, process_mlp, process_unembed
 from .readonly import read_only
 from .shared import SharedWeight
 
-#: branch -> (names of its norm's parameters under TransformerLens, prefix of its weights, how processing treats it)
 Processor = Callable[[Weights, Processing], Weights]
 
-ATTENTION = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
-MLP = ("W_in", "b_in", "W_out", "b_out")
 _PROCESSORS: dict[str, Processor] = {
     "embed": process_embedding,
     "attn": process_attention,
@@ -35,11 +33,15 @@ _PROCESSORS: dict[str, Processor] = {
 _SAMPLE = 16384
 
 
-def matrix(module: nn.Module) -> Tensor:
-    """The weight of an affine module as [in, out], sharing memory."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    # transformers' Conv1D stores [in, out], nn.Linear [out, in].
-    return weight if type(module).__name__ == "Conv1D" else weight.T
+#: branch -> where its weights and its norms stand in a state dict.
+_PLACES = {
+    "embed": {"": "embed.", "ln": "embed.ln.", "W_pos": "pos_embed."},
+    "attn": {"": "blocks.{l}.attn.", "ln": "blocks.{l}.ln1.", "post": "blocks.{l}.{post}."},
+    "mlp": {"": "blocks.{l}.mlp.", "ln": "blocks.{l}.ln2.", "post": "blocks.{l}.{post}."},
+    "unembed": {"": "unembed.", "ln": "ln_final."},
+}
+#: With grouped queries these are stored once per key-value head, and their names begin with an underscore.
+_GROUPED = ("W_K", "W_V", "b_K", "b_V")
 
 
 class WeightViews:
@@ -49,6 +51,7 @@ class WeightViews:
     """
 
     def __init__(self, hf_model: nn.Module, architecture: Architecture, cfg: Any) -> None:
+        self.parameters = Parameters(hf_model, architecture, cfg)
         self.hf_model = hf_model
         self.architecture = architecture
         self.cfg = cfg
@@ -70,86 +73,50 @@ class WeightViews:
 
     def names(self) -> list[str]:
         """Every weight of the model in the active basis, in TransformerLens' order."""
-        norms = not self.processing.fold_ln
-        out = ["embed.W_E", "pos_embed.W_pos"]
+        return [name for name, (branch, _, short) in self._table.items() if not self._folded(branch, short)]
+
+    def _folded(self, branch: str, short: str) -> bool:
+        return self.processing.fold_ln and short.startswith("ln.") and branch != "embed"
+
+    @cached_property
+    def _table(self) -> dict[str, tuple[str, int, str]]:
+        """state-dict name -> (branch, layer, name within the branch), of every weight there is."""
+        out = self._names_of("embed", 0)
         for layer in range(self.cfg.n_layers):
-            block = f"blocks.{layer}."
-            if norms:
-                out += [block + name for name in ("ln1.w", "ln1.b", "ln2.w", "ln2.b")]
-            out += [block + "attn." + name for name in ATTENTION]
-            out += [block + "mlp." + name for name in MLP]
-        if norms:
-            out += ["ln_final.w", "ln_final.b"]
-        return [*out, "unembed.W_U", "unembed.b_U"]
+            block = self._names_of("attn", layer) | self._names_of("mlp", layer)
+            # TransformerLens' blocks have their norms before attention and MLP.
+            out |= {name: at for name, at in block.items() if at[2].startswith(("ln.", "post."))} | block
+        return out | self._names_of("unembed", 0)
+
+    def _names_of(self, branch: str, layer: int) -> dict[str, tuple[str, int, str]]:
+        places, out = _PLACES[branch], {}
+        post = self.architecture.post_norms[branch == "mlp"][1]
+        for short in self.parameters.branch(branch, layer).weights:
+            head, dot, rest = short.partition(".")
+            if dot and head in places:
+                name = places[head] + rest
+            else:
+                grouped = self.parameters.grouped and short in _GROUPED
+                name = places.get(short, places[""]) + ("_" if grouped else "") + short
+            out[name.replace("{l}", str(layer)).replace("{post}", post)] = (branch, layer, short)
+        return out
 
     def _locate(self, name: str) -> tuple[str, int, str]:
         """(branch, layer, name within the branch) of a state-dict name."""
-        parts = name.split(".")
-        if parts[0] == "blocks" and len(parts) == 4 and parts[1].isdigit() and int(parts[1]) < self.cfg.n_layers:
-            branch = {"ln1": "attn", "attn": "attn", "ln2": "mlp", "mlp": "mlp"}.get(parts[2])
-            short = f"ln.{parts[3]}" if parts[2] in ("ln1", "ln2") else parts[3]
-            if branch and (short in ("ln.w", "ln.b") or short in (ATTENTION if branch == "attn" else MLP)):
-                return branch, int(parts[1]), short
-        elif name in ("embed.W_E", "pos_embed.W_pos"):
-            return "embed", 0, parts[1]
-        elif name in ("ln_final.w", "ln_final.b"):
-            return "unembed", 0, f"ln.{parts[1]}"
-        elif name in ("unembed.W_U", "unembed.b_U"):
-            return "unembed", 0, parts[1]
-        raise UnknownPointError(f"this model has no weight {name!r}.{near_misses(name, self.names())}")
+        found = self._table.get(name)
+        if found is None:
+            raise UnknownPointError(f"this model has no weight {name!r}.{near_misses(name, self.names())}")
+        return found
 
     # --- the model's own parameters -----------------------------------------------------------------------------------
 
     def module(self, path: str) -> Any:
         """A module of the HF model by its path."""
-        return self.hf_model.get_submodule(path)
-
-    def _norm(self, path: str) -> dict[str, Tensor]:
-        norm = self.module(path)
-        return {"ln.w": norm.weight, "ln.b": norm.bias}
-
-    def projection(self, layer: int, letter: str) -> tuple[Tensor, Tensor]:
-        """(``W``, ``b``) of one layer's "Q", "K" or "V" projection, as views of the HF parameters."""
-        index, heads = "QKV".index(letter), (self.cfg.n_heads, self.cfg.d_head)
-        qkv = self.module(self.architecture.in_layer(layer, "qkv"))
-        # [in, out] and [out] with out = (projection, head, d_head)
-        weight = matrix(qkv).unflatten(-1, (3, *heads)).select(-3, index).movedim(0, 1)
-        bias: Tensor = qkv.bias
-        return weight, bias.unflatten(-1, (3, *heads))[index]
-
-    def _raw_attention(self, layer: int) -> dict[str, Tensor]:
-        o = self.module(self.architecture.in_layer(layer, "o"))
-        out = self._norm(self.architecture.in_layer(layer, "ln1"))
-        for letter in "QKV":
-            out[f"W_{letter}"], out[f"b_{letter}"] = self.projection(layer, letter)
-        out["W_O"] = matrix(o).unflatten(0, (self.cfg.n_heads, self.cfg.d_head))
-        out["b_O"] = o.bias
-        return out
-
-    def _raw_mlp(self, layer: int) -> dict[str, Tensor]:
-        arch = self.architecture
-        into, out_of = self.module(arch.in_layer(layer, "mlp_in")), self.module(arch.in_layer(layer, "mlp_out"))
-        out = self._norm(arch.in_layer(layer, "ln2"))
-        out |= {"W_in": matrix(into), "b_in": into.bias}
-        return out | {"W_out": matrix(out_of), "b_out": out_of.bias}
-
-    def _raw_unembed(self) -> dict[str, Tensor]:
-        head = self.module(self.architecture.unembed)
-        bias = head.bias
-        if bias is None:
-            bias = torch.zeros(self.cfg.d_vocab_out, dtype=self.cfg.dtype, device=head.weight.device)
-        return self._norm(self.architecture.ln_final) | {"W_U": matrix(head), "b_U": bias}
+        return self.parameters.module(path)
 
     def raw_branch(self, branch: str, layer: int = 0) -> dict[str, Tensor]:
         """The weights of a branch with its norm (``ln.w``, ``ln.b``), as views of the HF parameters."""
-        if branch == "attn":
-            return self._raw_attention(layer)
-        if branch == "mlp":
-            return self._raw_mlp(layer)
-        if branch == "unembed":
-            return self._raw_unembed()
-        embed, pos = self.module(self.architecture.embed), self.module(self.architecture.pos_embed)
-        return {"W_E": embed.weight, "W_pos": pos.weight[: self.cfg.n_ctx]}
+        return self.parameters.branch(branch, layer).weights
 
     # --- in the active basis ------------------------------------------------------------------------------------------
 
@@ -162,15 +129,25 @@ class WeightViews:
         Raises:
             UnknownPointError: if the model has no such weight in this basis.
         """
+        stored = name.replace("attn.", "attn._")
+        if name not in self._table and stored in self._table:
+            times = self.cfg.n_heads // self.cfg.n_key_value_heads
+            return read_only(
+                self.get(stored).as_subclass(Tensor).repeat_interleave(times, dim=0),
+                f"{name!r} repeats the weight of each key-value head for its query heads; that weight is {stored!r}",
+            )
         branch, layer, short = self._locate(name)
-        if short.startswith("ln.") and self.processing.fold_ln:
+        if self._folded(branch, short):
             raise UnknownPointError(
                 f"{name!r} is folded into the weights that read it (fold_ln); "
                 "load with fold_ln=False, or with from_pretrained_no_processing, to have it by itself"
             )
-        raw = self.raw_branch(branch, layer)
+        raw, made, _ = self.parameters.branch(branch, layer)
         if not self.processing.any:
-            return self._own(name, branch, short, raw[short])
+            if short in made:
+                return read_only(raw[short], f"{name!r} is no parameter of the model: {made[short]}")
+            weight = raw[short]
+            return weight if isinstance(weight, nn.Parameter) else weight.as_subclass(SharedWeight)
         why = f"{name!r} is computed from the model's parameters by weight processing"
         kept = self.branch(branch, layer)[short]
         if torch.is_grad_enabled() and any(t.requires_grad for t in raw.values()):
@@ -179,8 +156,8 @@ class WeightViews:
 
     def branch(self, branch: str, layer: int = 0) -> Weights:
         """The processed weights of a branch without graph, kept until a parameter changes; not to be edited."""
-        raw = self.raw_branch(branch, layer)
-        stored = [weight for short, weight in raw.items() if self._stored(branch, short)]
+        raw, made, sources = self.parameters.branch(branch, layer)
+        stored = [sources.get(short, w) for short, w in raw.items() if short in sources or short not in made]
         owners = {id(owner): owner for owner in (w if w._base is None else w._base for w in stored)}
         state = (self.processing, tuple(_fingerprint(owner) for owner in owners.values()))
         kept = self._kept.get((branch, layer))
@@ -209,9 +186,10 @@ class WeightViews:
         """
         self.check(name, value)
         branch, layer, short = self._locate(name)
-        if self._stored(branch, short):
+        weights, made, _ = self.parameters.branch(branch, layer)
+        if short not in made:
             with torch.no_grad():
-                self.raw_branch(branch, layer)[short].copy_(value)
+                weights[short].copy_(value)
 
     def check(self, name: str, value: Tensor) -> None:
         """Refuse a value that the model cannot take for one weight.
@@ -221,7 +199,7 @@ class WeightViews:
             TypeError: if the value is no tensor.
             ValueError: if the shape differs.
         """
-        branch, _, short = self._locate(name)
+        branch, layer, short = self._locate(name)
         if self.processing.any:
             raise ReadOnlyWeightError(
                 f"{name!r} is computed from the model's parameters by weight processing and cannot be set. Load with "
@@ -232,8 +210,9 @@ class WeightViews:
             raise TypeError(f"{name!r} is set to a tensor of its shape {shape}, not to a {type(value).__name__}")
         if value.shape != shape:
             raise ValueError(f"{name!r} has shape {shape}, got {tuple(value.shape)}")
-        if not self._stored(branch, short) and bool(value.any()):
-            raise ReadOnlyWeightError(f"{name!r}: {type(self.hf_model).__name__} has no such parameter (it is zero)")
+        weights, made, _ = self.parameters.branch(branch, layer)
+        if short in made and not torch.equal(value, weights[short].to(value)):
+            raise ReadOnlyWeightError(f"{name!r} cannot be set: {made[short]}, so it stays as it is")
 
     def shape(self, name: str) -> torch.Size:
         """The shape of one weight."""
@@ -245,14 +224,6 @@ class WeightViews:
         """Whether the unembedding is the embedding's own parameter."""
         embed, head = self.module(self.architecture.embed), self.module(self.architecture.unembed)
         return embed.weight is head.weight
-
-    def _stored(self, branch: str, short: str) -> bool:
-        return not (short == "b_U" and self.module(self.architecture.unembed).bias is None)
-
-    def _own(self, name: str, branch: str, short: str, weight: Tensor) -> Tensor:
-        if not self._stored(branch, short):
-            return read_only(weight, f"{name!r} is zero because {type(self.hf_model).__name__} has no such parameter")
-        return weight if isinstance(weight, nn.Parameter) else weight.as_subclass(SharedWeight)
 
 
 def _fingerprint(parameter: Tensor) -> tuple:

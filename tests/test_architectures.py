@@ -8,12 +8,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+import torch
+import transformers
+from transformers import CONFIG_MAPPING, GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from lensbridge.architectures import BY_CLASS, architecture_of
 from lensbridge.architectures.gpt2 import GPT2
 from lensbridge.architectures.record import Architecture, Block, Softmax
 from lensbridge.errors import UnsupportedModelError
+
+#: The roles of a block that are paths.
+ROLES = [field.name for field in dataclasses.fields(Block) if str(field.type).startswith("str")]
 
 
 def test_a_model_is_known_by_its_class_and_subclasses_of_it(hf: Any) -> None:
@@ -52,14 +57,32 @@ def test_paths() -> None:
         GPT2.in_layer(3, "nothing")
 
 
+def smallest(record: Architecture) -> Any:
+    """A model of the family without weights, of two layers."""
+    config = CONFIG_MAPPING[record.model_type]()
+    config.num_hidden_layers = 2
+    if record.model_type == "gpt_neo":
+        config.attention_types, config.attention_layers = [[["global", "local"], 1]], ["global", "local"]
+    with torch.device("meta"):
+        return getattr(transformers, record.hf_class)(config)
+
+
 @pytest.mark.parametrize("record", BY_CLASS.values(), ids=BY_CLASS)
-def test_every_role_is_where_the_record_says(record: Architecture, hf: Any) -> None:
-    for path in (record.embed, record.pos_embed, record.layers, record.ln_final, record.unembed):
-        hf.get_submodule(path)
-    paths = {field.name for field in dataclasses.fields(Block)} - {"qkv_layout", "softmax"}
-    assert all(hf.get_submodule(record.in_layer(1, role)) is not None for role in paths)
+def test_every_role_is_where_the_record_says(record: Architecture) -> None:
+    hf = smallest(record)
+    for path in (record.embed, record.pos_embed, record.embed_norm, record.layers, record.ln_final, record.unembed):
+        assert path is None or hf.get_submodule(path) is not None
+    fused = ("q", "k", "v") if record.block.qkv is not None else ()
+    roles = [role for role in ROLES if role not in fused and getattr(record.block, role) is not None]
+    assert all(hf.get_submodule(record.in_layer(1, role)) is not None for role in roles)
+    assert all(hf.get_submodule(f"{record.layer(1)}.{path}") is not None for path in record.branches)
     assert all(hasattr(hf.config, attribute) for attribute in record.config.values())
     assert all(hasattr(hf.config, attribute) for attribute in (*record.variants, *record.refused))
+
+
+def test_roles_that_there_are_none_of() -> None:
+    with pytest.raises(LookupError, match="gpt2 has no 'gate'"):
+        GPT2.in_layer(0, "gate")
 
 
 def test_records_are_data(hf: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lensbridge.config import HookedTransformerConfig, TransformerLensConfig
+from lensbridge.config import HookedTransformerConfig, TransformerBridgeConfig, TransformerLensConfig
 from lensbridge.errors import UnknownArgumentError
 
 SIZES: dict[str, Any] = {"d_model": 12, "d_head": 4, "n_layers": 2, "n_ctx": 8}
@@ -149,3 +149,23 @@ def test_repr_lists_the_fields() -> None:
 @pytest.mark.parametrize(("act_fn", "answer"), [("solu_ln", True), ("solu", False), ("gelu", False)])
 def test_is_layer_norm_activation(act_fn: str, answer: bool) -> None:
     assert make(act_fn=act_fn).is_layer_norm_activation() is answer
+
+
+def test_a_bridges_config_takes_values_as_they_come() -> None:
+    cfg = TransformerBridgeConfig(**SIZES, act_fn="gelo", d_vocab=11, rotary_base=5e5, dtype=None)
+    assert (cfg.n_heads, cfg.d_mlp, cfg.d_vocab_out, cfg.attn_scale, cfg.n_params) == (3, 48, -1, -1.0, None)
+    assert (cfg.rotary_base, cfg.dtype, cfg.head_dim) == (500000, torch.float32, 4)
+    assert cfg.initializer_range == pytest.approx(0.8 / 12**0.5)
+
+
+def test_a_bridges_config_refuses_what_is_no_field_or_no_name() -> None:
+    with pytest.raises(TypeError, match="d_modle"):
+        TransformerBridgeConfig(**SIZES, d_modle=3)
+    with pytest.raises(ValueError, match="architecture"):
+        TransformerBridgeConfig(**SIZES, architecture=object())
+
+
+def test_a_bridges_config_from_a_dict_keeps_every_field_it_has() -> None:
+    cfg = TransformerBridgeConfig.from_dict({**SIZES, "d_mlp": 5, "is_stateful": True, "clip_qkv": 3.0})
+    assert isinstance(cfg, TransformerBridgeConfig)
+    assert (cfg.d_mlp, cfg.is_stateful, hasattr(cfg, "clip_qkv")) == (5, True, False)

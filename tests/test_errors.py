@@ -17,8 +17,10 @@ CAUGHT_AS = {
     errors.ReadOnlyWeightError: [RuntimeError],
     errors.UnsupportedModelError: [ValueError],
     errors.ModelNotFoundError: [OSError, ValueError],
+    errors.DatasetNotFoundError: [ConnectionError, FileNotFoundError, ValueError],
     errors.SourceNotFoundError: [RuntimeError],
     errors.UnknownArgumentError: [TypeError],
+    errors.TraceError: [RuntimeError],
 }
 
 

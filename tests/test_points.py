@@ -18,7 +18,19 @@ def test_names_are_in_firing_order_and_numbered_by_layer() -> None:
     of_layer = [[name for name in found if name.startswith(f"blocks.{layer}.")] for layer in range(2)]
     assert [name.replace("blocks.0", "blocks.1") for name in of_layer[0]] == of_layer[1]
     assert found.index(of_layer[0][-1]) < found.index(of_layer[1][0])
-    assert points.names(0) == [point.name for point in points.POINTS if not point.in_layer]
+    outside = [point for point in points.POINTS if not point.in_layer and point.needs in (None, *points.GPT2_FEATURES)]
+    assert points.names(0) == [point.name for point in outside]
+
+
+def test_points_exist_with_the_features_that_they_need() -> None:
+    plain, rotary = points.names(1, ()), points.names(1, {"rotary", "gate"})
+    assert set(rotary) - set(plain) == {
+        "blocks.0.attn.hook_rot_q", "blocks.0.attn.hook_rot_k", "blocks.0.mlp.hook_pre_linear"
+    }  # fmt: skip
+    before, after = (points.names(1, {f"norms {place}"}) for place in ("before", "after"))
+    assert sorted(before) == sorted(after)
+    assert before.index("blocks.0.ln1.hook_scale") < before.index("blocks.0.attn.hook_q")
+    assert after.index("blocks.0.ln1.hook_scale") > after.index("blocks.0.attn.hook_z")
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,12 @@ GPT2 = Architecture(
         qkv="attn.c_attn",
         o="attn.c_proj",
         ln2="ln_2",
-        mlp="mlp",
+        gate=None,
         mlp_in="mlp.c_fc",
         mlp_out="mlp.c_proj",
+        rotary=False,
     ),
+    norm="LN",
     config={
         "act_fn": "activation_function",
         "eps": "layer_norm_epsilon",

@@ -9,11 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..basis import Basis
-from .places import Place, SoftmaxPlace
-from .sites import Run, Site, fire_norm, normalise
+from ..basis import Basis, HeadMaps
+from .norm_sites import Norm, fire_norm, keep_norm
+from .places import ArgumentPlace, Place, SoftmaxPlace
+from .sites import Run, Site
 
 LETTERS = ("q", "k", "v")
+
+#: (HF -> TransformerLens, TransformerLens -> HF) per head, where the heads are mapped.
+Maps = tuple[HeadMaps, HeadMaps] | None
 
 
 class AttentionInputSite(Site):
@@ -23,42 +27,55 @@ class AttentionInputSite(Site):
     that projection only. Caches are filled once: they would keep the last firing, and it equals the others.
     """
 
-    def __init__(self, layer: int, place: Place, path: str, eps: float) -> None:
+    def __init__(self, layer: int, place: Place, norm: Norm | None, shared: bool = False) -> None:
         self.layer = layer
         block = f"blocks.{layer}"
         self.prefix = f"{block}.ln1"
         self.attn_in = f"{block}.hook_attn_in"
         self.split = {letter: f"{block}.hook_{letter}_input" for letter in LETTERS}
         self.norm_names = (f"{self.prefix}.hook_scale", f"{self.prefix}.hook_normalized")
-        self.names = (self.attn_in, *self.split.values(), *self.norm_names)
-        self.path = path
-        self.eps = eps
+        self.names = (self.attn_in, *self.split.values(), *(() if norm is None else self.norm_names))
+        self.norm = norm
+        #: Whether the MLP reads the same norm's output, so that it must stay as it is.
+        self.shared = shared
         self.place = place
-        self.writes_at = (path,)
+        self.writes_at = () if norm is None else (norm.path,)
 
     def visit(self, run: Run) -> None:
         x = run.read(self.place)
         inputs, changed = self._inputs(run, x)
+        if self.norm is None:
+            run.inputs |= {(self.layer, letter): inputs[letter] for letter in changed}
+            return
         if not any(run.listens(name) for name in self.norm_names) and not changed:
             return
         if not changed and not any(run.edits(name) for name in self.norm_names):
-            self._show_norm(run, inputs["q"])
+            # As in TransformerLens, what is kept is what the last one, the value's, fires.
+            self._show_norm(run, inputs["v"])
             return
         outputs: dict[str, Tensor] = {}
         for letter in LETTERS:
-            normalized, norm_changed = fire_norm(run, self.prefix, inputs[letter], self.eps)
+            normalized, norm_changed = fire_norm(run, self.prefix, inputs[letter], self.norm)
             if norm_changed or letter in changed:
-                outputs[letter] = run.basis.norm_output_to_hf(normalized, self.path)
+                outputs[letter] = run.basis.norm_output_to_hf(normalized, self.norm)
         self._hand_over(run, outputs)
+
+    def record(self, run: Run) -> None:
+        if run.cfg.use_attn_in or run.cfg.use_split_qkv_input:
+            self.visit(run)
+        elif self.norm is not None:
+            keep_norm(run, self.prefix, run.read(self.place), self.norm)
 
     def _inputs(self, run: Run, x: Tensor) -> tuple[dict[str, Tensor], set[str]]:
         """What the norm reads for q, k and v, and which of these a hook has changed."""
         if not (run.cfg.use_attn_in or run.cfg.use_split_qkv_input):
             return dict.fromkeys(LETTERS, x), set()
-        per_head = run.stream.read(x).unsqueeze(-2).expand(*x.shape[:-1], run.cfg.n_heads, x.shape[-1])
-        inputs, changed = dict.fromkeys(LETTERS, per_head), set()
+        heads = {"q": run.cfg.n_heads, **dict.fromkeys("kv", run.cfg.n_key_value_heads or run.cfg.n_heads)}
+        copy = run.stream.read(x).unsqueeze(-2)
+        inputs = {letter: copy.expand(*x.shape[:-1], heads[letter], x.shape[-1]) for letter in LETTERS}
+        changed = set()
         if run.cfg.use_attn_in:
-            shared, was_changed = run.fire(self.attn_in, per_head, live=True)
+            shared, was_changed = run.fire(self.attn_in, inputs["q"], live=True)
             if was_changed and not run.cfg.use_split_qkv_input:
                 inputs, changed = dict.fromkeys(LETTERS, shared), set(LETTERS)
         if run.cfg.use_split_qkv_input:
@@ -69,70 +86,103 @@ class AttentionInputSite(Site):
 
     def _show_norm(self, run: Run, x: Tensor) -> None:
         """Fill caches: the norm of one head's copy of the input is the norm of all."""
+        assert self.norm is not None
         if x.dim() == 3:
-            fire_norm(run, self.prefix, x, self.eps, quick=True)
+            fire_norm(run, self.prefix, x, self.norm, quick=True)
             return
-        centred, scale = normalise(x[..., 0, :], self.eps)
-        for name, value in zip(self.norm_names, (scale, centred / scale), strict=True):
+        normalized, scale = self.norm.fused(x[..., 0, :])
+        for name, value in zip(self.norm_names, (scale, normalized), strict=True):
             run.fire(name, value.unsqueeze(-2).expand(*x.shape[:-1], value.shape[-1]), live=True)
 
     def _hand_over(self, run: Run, outputs: dict[str, Tensor]) -> None:
         """Give changed norm outputs to their projections: through HF's norm if all three agree, else one by one."""
-        same = len(outputs) == 3 and all(value.dim() == 3 for value in outputs.values())
+        same = len(outputs) == 3 and not self.shared and all(value.dim() == 3 for value in outputs.values())
         if same and not outputs["q"].requires_grad and all(torch.equal(outputs["q"], o) for o in outputs.values()):
-            run.write(Place(self.path, "output"), outputs["q"])
+            assert self.norm is not None
+            run.write(Place(self.norm.path, "output"), outputs["q"])
             return
         run.inputs |= {(self.layer, letter): value for letter, value in outputs.items()}
 
 
 class QKVSite(Site):
-    """hook_q, hook_k and hook_v: the slices of the fused projection."""
+    """hook_q, hook_k and hook_v: slices of one projection's output, or one of them each."""
 
-    def __init__(self, layer: int, path: str, inputs: AttentionInputSite) -> None:
+    def __init__(self, layer: int, path: str, inputs: AttentionInputSite, letters: str = "qkv") -> None:
         self.layer = layer
-        self.names = tuple(f"blocks.{layer}.attn.hook_{letter}" for letter in LETTERS)
+        self.letters = letters
+        self.names = tuple(f"blocks.{layer}.attn.hook_{letter}" for letter in letters)
         self.place = Place(path, "output")
         self.after_edits_of = inputs.names
 
     def visit(self, run: Run) -> None:
-        x = run.read(self.place)
-        heads = x.unflatten(-1, (3, run.cfg.n_heads, run.cfg.d_head))
-        parts, any_changed = [], False
-        for index, (letter, name) in enumerate(zip(LETTERS, self.names, strict=True)):
-            part = heads[..., index, :, :]
-            changed = (self.layer, letter) in run.inputs
-            if changed:
-                part = self._project(run, letter, run.inputs.pop((self.layer, letter)))
+        maps = run.basis.head_maps(self.layer)
+        parts, changed = self._parts(run), False
+        for index, (letter, name) in enumerate(zip(self.letters, self.names, strict=True)):
+            if (self.layer, letter) in run.inputs:
+                parts[index], changed = self._project(run, letter, run.inputs.pop((self.layer, letter))), True
             if run.listens(name):
-                shown = self._read(run, letter, part)
+                part = parts[index]
+                shown = self._read(run, letter, part, maps)
                 # What an edit changed is the difference to what was shown, where the heads are mapped.
-                mapped = run.basis.head_maps(self.layer) is not None
-                value, edited = run.fire(name, shown, live=shown is part or mapped)
+                value, edited = run.fire(name, shown, live=shown is part or maps is not None)
                 if edited:
-                    part, changed = self._write(run, letter, part, shown, value), True
-            parts.append(part)
-            any_changed |= changed
-        if any_changed:
-            run.write(self.place, torch.stack(parts, dim=-3).flatten(-3))
+                    parts[index], changed = self._write(run, letter, part, shown, value, maps), True
+        if changed:
+            joined = parts[0].flatten(-2) if len(parts) == 1 else run.basis.weights.parameters.join(parts)
+            run.write(self.place, joined)
+
+    def _parts(self, run: Run) -> list[Tensor]:
+        x, parameters = run.read(self.place), run.basis.weights.parameters
+        if len(self.letters) == 1:
+            return [x.unflatten(-1, (parameters.n_heads(self.letters.upper()), run.cfg.d_head))]
+        return [parameters.slice(x, letter) for letter in "QKV"]
+
+    def record(self, run: Run) -> None:
+        if run.basis.head_maps(self.layer) is not None:
+            self.visit(run)
+            return
+        bias = run.value_bias(self.layer) if "v" in self.letters and run.keeps(self.names[-1]) else None
+        # A slice keeps the whole alive, which is all right where the others are kept, too.
+        alone = not all(run.keeps(name) for name in self.names)
+        for letter, name, part in zip(self.letters, self.names, self._parts(run), strict=True):
+            if letter == "v" and bias is not None:
+                run.keep_later(name, part, lambda v, c=bias: v - c)  # type: ignore[misc]
+            elif run.keeps(name):
+                run.keep(name, part.clone() if alone else part)
 
     def _project(self, run: Run, letter: str, norm_output: Tensor) -> Tensor:
-        weight, bias = run.basis.weights.projection(self.layer, letter.upper())
-        equation = "bpm,hmd->bphd" if norm_output.dim() == 3 else "bphm,hmd->bphd"
-        return torch.einsum(equation, norm_output, weight) + bias
+        weight, bias = run.basis.weights.parameters.projection(self.layer, letter.upper())
+        equation = "bpm,mhd->bphd" if norm_output.dim() == 3 else "bphm,mhd->bphd"
+        projected = torch.einsum(equation, norm_output, weight)
+        return projected if bias is None else projected + bias
 
-    def _read(self, run: Run, letter: str, part: Tensor) -> Tensor:
+    def _read(self, run: Run, letter: str, part: Tensor, maps: Maps) -> Tensor:
         bias = run.value_bias(self.layer) if letter == "v" else None
         if bias is not None:
             part = part - bias
-        maps = run.basis.head_maps(self.layer)
         return part if maps is None else _per_head(part, getattr(maps[0], letter))
 
-    def _write(self, run: Run, letter: str, part: Tensor, shown: Tensor, value: Tensor) -> Tensor:
-        maps = run.basis.head_maps(self.layer)
+    def _write(self, run: Run, letter: str, part: Tensor, shown: Tensor, value: Tensor, maps: Maps) -> Tensor:
         if maps is not None:
             return _moved(part, shown, value, getattr(maps[1], letter))
         bias = run.value_bias(self.layer) if letter == "v" else None
         return value if bias is None else value + bias
+
+
+class RotarySite(Site):
+    """hook_rot_q or hook_rot_k: queries or keys after their rotation, as they meet."""
+
+    def __init__(self, name: str, place: ArgumentPlace) -> None:
+        self.names = (name,)
+        self.place = place
+
+    def visit(self, run: Run) -> None:
+        value, changed = run.fire(self.names[0], run.read(self.place).transpose(1, 2), live=True)
+        if changed:
+            run.write(self.place, value.transpose(1, 2))
+
+    def record(self, run: Run) -> None:
+        run.keep(self.names[0], run.read(self.place).transpose(1, 2))
 
 
 class ScoresSite(Site):
@@ -144,12 +194,19 @@ class ScoresSite(Site):
         self.place = place
 
     def visit(self, run: Run) -> None:
-        x = run.read(self.place)
-        value = x.masked_fill(x < torch.finfo(x.dtype).min / 2, -torch.inf)
+        value = masked_scores(run.read(self.place))
         value, changed = run.fire(self.names[0], value, live=False)
         if changed:
             run.write(self.place, value)
             run.edited_scores.add(self.layer)
+
+    def record(self, run: Run) -> None:
+        run.keep_later(self.names[0], run.read(self.place), masked_scores)
+
+
+def masked_scores(x: Tensor) -> Tensor:
+    """Scores as TransformerLens has them, -inf where HF has its smallest finite number."""
+    return x.masked_fill(x < torch.finfo(x.dtype).min / 2, -torch.inf)
 
 
 class PatternSite(Site):
@@ -169,6 +226,9 @@ class PatternSite(Site):
         if changed or edited:
             run.write(self.place, value)
             run.missing_rows[self.layer] = 1 - value.sum(-1)
+
+    def record(self, run: Run) -> None:
+        run.keep(self.names[0], run.read(self.place))
 
 
 class ZSite(Site):
@@ -197,25 +257,40 @@ class ZSite(Site):
         if run.listens(self.result):
             self._visit_result(run, value)
 
+    def record(self, run: Run) -> None:
+        if run.listens(self.result) or run.basis.head_maps(self.layer) is not None:
+            self.visit(run)
+            return
+        heads, bias = run.read(self.place).unflatten(-1, (run.cfg.n_heads, run.cfg.d_head)), self._bias(run)
+        if bias is None:
+            run.keep(self.z, heads)
+        else:
+            run.keep_later(self.z, heads, lambda z: z - bias)
+
     def _read(self, run: Run, heads: Tensor) -> tuple[Tensor, bool]:
-        bias, maps = run.value_bias(self.layer), run.basis.head_maps(self.layer)
+        bias, maps = self._bias(run), run.basis.head_maps(self.layer)
         missing = run.missing_rows.get(self.layer)
         if bias is not None:
             # HF's z has (row sum) c where TransformerLens' has none, and its model adds c back in b_O whatever the sum.
-            present = 1 if missing is None else (1 - missing).transpose(1, 2).unsqueeze(-1)
-            heads = heads - present * bias
+            heads = heads - (bias if missing is None else (1 - missing).transpose(1, 2).unsqueeze(-1) * bias)
         if maps is not None:
             heads = _per_head(heads, maps[0].v)
         return heads, bias is not None and missing is not None
 
     def _write(self, run: Run, heads: Tensor, shown: Tensor, value: Tensor) -> Tensor:
-        bias, maps = run.value_bias(self.layer), run.basis.head_maps(self.layer)
+        bias, maps = self._bias(run), run.basis.head_maps(self.layer)
         if maps is not None:
             missing = run.missing_rows.get(self.layer)
             if bias is not None and missing is not None:
                 heads = heads + missing.transpose(1, 2).unsqueeze(-1) * bias
             return _moved(heads, shown, value, maps[1].v)
         return value if bias is None else value + bias
+
+    def _bias(self, run: Run) -> Tensor | None:
+        """The value bias of each query head."""
+        bias = run.value_bias(self.layer)
+        times = run.cfg.n_heads // (run.cfg.n_key_value_heads or run.cfg.n_heads)
+        return bias if bias is None or times == 1 else bias.repeat_interleave(times, dim=0)
 
     def _visit_result(self, run: Run, z: Tensor) -> None:
         weights = run.basis.weights.attention_output(self.layer)

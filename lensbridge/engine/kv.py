@@ -14,38 +14,52 @@ from transformers import DynamicCache
 
 from ..basis import Basis
 
+#: layer -> `Basis.value_bias`, to be computed once for the way there and back.
+ValueBiases = dict[int, Tensor | None]
 
-def _to_hf(basis: Basis, layer: int, letter: str, tensor: Tensor) -> Tensor:
+
+def _to_hf(basis: Basis, layer: int, letter: str, tensor: Tensor, biases: ValueBiases) -> Tensor:
     maps = basis.head_maps(layer)
     if maps is not None:
         tensor = torch.einsum("bphd,hde->bphe", tensor, getattr(maps[1], letter))
-    bias = basis.value_bias(layer) if letter == "v" else None
+    bias = _value_bias(basis, layer, biases) if letter == "v" else None
     return (tensor if bias is None else tensor + bias).transpose(1, 2)
 
 
-def _from_hf(basis: Basis, layer: int, letter: str, tensor: Tensor) -> Tensor:
+def _from_hf(basis: Basis, layer: int, letter: str, tensor: Tensor, biases: ValueBiases) -> Tensor:
     tensor = tensor.transpose(1, 2)
-    bias = basis.value_bias(layer) if letter == "v" else None
+    bias = _value_bias(basis, layer, biases) if letter == "v" else None
     if bias is not None:
         tensor = tensor - bias
     maps = basis.head_maps(layer)
     return tensor if maps is None else torch.einsum("bphd,hde->bphe", tensor, getattr(maps[0], letter))
 
 
-def hf_cache(entries: dict[int, Any], basis: Basis) -> DynamicCache:
-    """A HF cache that holds what the TransformerLens entries (by layer) hold."""
-    cache = DynamicCache()
+def _value_bias(basis: Basis, layer: int, biases: ValueBiases) -> Tensor | None:
+    if layer not in biases:
+        biases[layer] = basis.value_bias(layer)
+    return biases[layer]
+
+
+def hf_cache(entries: dict[int, Any], basis: Basis, biases: ValueBiases | None = None) -> DynamicCache:
+    """A HF cache that holds what the TransformerLens entries (by layer) hold.
+
+    Args:
+        biases: a dict for `append_new` to find the value biases in.
+    """
+    cache, biases = DynamicCache(), {} if biases is None else biases
     for layer, entry in entries.items():
         if entry.past_keys.shape[1]:
-            keys, values = _to_hf(basis, layer, "k", entry.past_keys), _to_hf(basis, layer, "v", entry.past_values)
-            cache.update(keys, values, layer)
+            keys = _to_hf(basis, layer, "k", entry.past_keys, biases)
+            cache.update(keys, _to_hf(basis, layer, "v", entry.past_values, biases), layer)
     return cache
 
 
-def append_new(entries: dict[int, Any], cache: DynamicCache, basis: Basis) -> None:
+def append_new(entries: dict[int, Any], cache: DynamicCache, basis: Basis, biases: ValueBiases | None = None) -> None:
     """Append to the entries what a run has added to the HF cache; frozen entries stay as they are."""
+    biases = {} if biases is None else biases
     for layer, entry in entries.items():
         past = entry.past_keys.shape[1]
         kept: Any = cache.layers[layer]
-        keys, values = kept.keys, kept.values
-        entry.append(_from_hf(basis, layer, "k", keys[:, :, past:]), _from_hf(basis, layer, "v", values[:, :, past:]))
+        keys = _from_hf(basis, layer, "k", kept.keys[:, :, past:], biases)
+        entry.append(keys, _from_hf(basis, layer, "v", kept.values[:, :, past:], biases))

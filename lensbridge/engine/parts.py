@@ -17,6 +17,7 @@ from .kv import append_new, hf_cache
 from .places import Place, View
 from .plan import Listeners, Plan, Span, edits_of
 from .sites import Run
+from .turns import in_turn
 
 if TYPE_CHECKING:
     from .run import Engine
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def run_mlp(engine: Engine, layer: int, x: Tensor, listeners: Listeners) -> Tensor:
     """One layer's MLP on the output of its norm."""
     arch = engine.architecture
-    hidden = engine.basis.norm_output_as_hf(x, arch.in_layer(layer, "ln2"))
+    hidden = engine.basis.norm_output_as_hf(x, engine.norms[arch.in_layer(layer, "ln2")])
     kwargs = {"hidden_states": hidden.contiguous()}
     output = _run_module(engine, layer, arch.in_layer(layer, "mlp"), kwargs, listeners, {})
     return Stream(engine.basis.centres_stream).read_branch(output)
@@ -42,7 +43,7 @@ def run_attention(
 ) -> Tensor:
     """One layer's attention on what its queries, keys and values read ("q", "k", "v"), with or without a head axis."""
     arch, basis = engine.architecture, engine.basis
-    norm = arch.in_layer(layer, "ln1")
+    norm = engine.norms[arch.in_layer(layer, "ln1")]
     query = inputs["q"]
     hidden = basis.norm_output_as_hf(query if query.dim() == 3 else query[..., 0, :], norm)
     own = {
@@ -75,6 +76,7 @@ def causal_mask(hidden: Tensor, past: int, attention_mask: Tensor | None) -> Ten
     return torch.zeros(keep.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~keep, smallest)
 
 
+@in_turn
 def _run_module(
     engine: Engine, layer: int, path: str, kwargs: dict[str, Any], listeners: Listeners, own: dict[str, Tensor]
 ) -> Tensor:

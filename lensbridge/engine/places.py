@@ -7,18 +7,20 @@ between families, so it is measured, once per model, by a run on two tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, Literal
 
 import torch
 from nnsight import NNsight
-from nnsight.intervention.source import SourceNotAvailable
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import SourceNotFoundError
+from ..architectures.record import Softmax
+from .operations import Operation
 
 Side = Literal["input", "output"]
 
@@ -31,18 +33,30 @@ class View:
     what it was.
     """
 
-    def __init__(self, hf_model: nn.Module, sourced_paths: list[str]) -> None:
-        #: path of an attention -> what the call and the softmax inside it are named in its source.
-        self.softmax_names: dict[str, tuple[str, str]] = {}
+    def __init__(
+        self,
+        hf_model: nn.Module,
+        softmaxes: Mapping[str, Softmax] | None = None,
+        wrap: Callable[[nn.Module], Any] = NNsight,
+        required: bool = True,
+    ) -> None:
         self._parts: dict[str, Any] = {}
+        #: In a run, of modules on which another nnsight wrapper's handle was: (attributes, its handle, ours).
+        self._foreign: list[tuple[dict[str, Any], Any, Any]] = []
         modules = dict(hf_model.named_modules())
         before = [(module.__dict__, _handle(module.__dict__)) for module in modules.values()]
         self._forwards = {path: _own_forward(module) for path, module in modules.items()}
+        for module in modules.values():
+            _take_off(module)
         # The bare wrapper runs on exactly the arguments given; the tokenizing ones rebuild them on every run.
-        self.nnsight = NNsight(hf_model)
-        for path in sourced_paths:
-            # nnsight has to be asked to see inside a forward before a run, not during one.
-            _ = self[path].source
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Module .* has a submodule named", UserWarning)
+            self.nnsight = wrap(hf_model)
+        #: path of an attention -> the operation watched inside it.
+        self.operations = {
+            path: Operation(self[path], softmax.call, softmax.operation, required)
+            for path, softmax in (softmaxes or {}).items()
+        }
         self._modules = modules
         self._handles = {path: (module.__dict__, _handle(module.__dict__)) for path, module in modules.items()}
         for attributes, handle in before:
@@ -51,33 +65,49 @@ class View:
     def __getitem__(self, path: str) -> Any:
         part = self._parts.get(path)
         if part is None:
-            part = self._parts[path] = self.nnsight.get(path)
+            # By the module: where one is called ``output``, nnsight's path is another.
+            module = self.nnsight._module.get_submodule(path)
+            part = self._parts[path] = self.nnsight.interleaver.envoys[id(module)]
         return part
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of all modules, the whole model's (which is empty) included."""
+        return list(self._modules)
 
     def fits(self, paths: Iterable[str]) -> bool:
         """Whether the modules at ``paths`` have the forwards around which the handles were made."""
         return all(_own_forward(self._modules[path]) == self._forwards[path] for path in paths)
 
+    def is_of(self, hf_model: nn.Module) -> bool:
+        """Whether this is a view of the model as it is now: of these modules, with these forwards."""
+        return dict(hf_model.named_modules()) == self._modules and self.fits(self._modules)
+
     def show(self, point: nn.Module, value: Tensor) -> Any:
         """Call a hook point from inside a run; what its hooks run on the HF model is not part of this run."""
-        interleaver = self.nnsight.interleaver
+        interleaver, foreign = self.nnsight.interleaver, self._foreign
         interleaver.interleaving = False
+        for attributes, theirs, _ in foreign:
+            _put(attributes, theirs)
         try:
             return point(value)
         finally:
+            for attributes, _, ours in foreign:
+                _put(attributes, ours)
             interleaver.interleaving = True
 
     @contextmanager
     def installed(self, paths: Iterable[str]) -> Iterator[None]:
         """The time of a run: nnsight's handles are on the modules at ``paths``."""
-        here = [self._handles[path] for path in paths]
-        before = [(attributes, _handle(attributes)) for attributes, _ in here]
-        for attributes, handle in here:
-            _put(attributes, handle)
+        before = []
+        for attributes, handle in [self._handles[path] for path in paths]:
+            before.append((attributes, _handle(attributes), handle))
+            attributes["forward"], attributes["__nnsight__"] = handle
+        self._foreign = [entry for entry in before if entry[1][1] is not None]
         try:
             yield
         finally:
-            for attributes, handle in before:
+            for attributes, handle, _ in before:
                 _put(attributes, handle)
 
 
@@ -91,20 +121,32 @@ def _handle(attributes: dict[str, Any]) -> tuple[Any, Any]:
     return attributes.get("forward"), attributes.get("__nnsight__")
 
 
+def _take_off(module: nn.Module) -> None:
+    """Let a module be as it was before somebody else's nnsight wrapper put its handle on it."""
+    state = module.__dict__.get("__nnsight__")
+    if state is not None:
+        original = None if state.original is type(module).forward else MethodType(state.original, module)
+        _put(module.__dict__, (original, None))
+
+
 def _put(attributes: dict[str, Any], handle: tuple[Any, Any]) -> None:
-    for key, value in zip(("forward", "__nnsight__"), handle, strict=True):
-        if value is None:
-            attributes.pop(key, None)
-        else:
-            attributes[key] = value
+    attributes["forward"], attributes["__nnsight__"] = forward, state = handle
+    if forward is None:
+        del attributes["forward"]
+    if state is None:
+        del attributes["__nnsight__"]
 
 
 @dataclass(frozen=True)
 class Place:
-    """The input or output of a module of the HF model; of a tuple output, the first entry."""
+    """The input or output of a module of the HF model; of a tuple output, the first entry.
+
+    ``flat`` if batch and position are one axis there, which is for who reads it to undo.
+    """
 
     path: str
     side: Side
+    flat: bool = False
 
     def read(self, view: View) -> Tensor:
         """The live tensor; waits until the forward pass gets here."""
@@ -128,46 +170,32 @@ class SoftmaxPlace:
     """What goes into an attention's softmax, or comes out of it."""
 
     path: str
-    call: str
-    operation: str
     side: Side
 
     def read(self, view: View) -> Tensor:
-        return getattr(self._operation(view), self.side)
+        return getattr(view.operations[self.path].softmax, self.side)
 
     def write(self, view: View, value: Tensor) -> None:
-        setattr(self._operation(view), self.side, value)
-
-    def _operation(self, view: View) -> Any:
-        """The softmax, found by meaning: a call whose name has ``operation``, inside one whose name has ``call``."""
-        outer = view[self.path].source
-        known = view.softmax_names.get(self.path)
-        if known is not None:
-            return getattr(getattr(outer, known[0]).source, known[1])
-        for name in outer.names:
-            if not _stem(name).endswith(self.call):
-                continue
-            try:
-                inner = getattr(outer, name).source
-            except SourceNotAvailable:
-                continue  # the assignment of the function to a variable of the same name
-            found = [op for op in inner.names if self.operation in _stem(op)]
-            if found:
-                view.softmax_names[self.path] = (name, found[0])
-                return getattr(inner, found[0])
-        raise SourceNotFoundError(
-            f"no {self.operation!r} inside a call of {self.call!r} in the forward of {self.path!r} "
-            f"(its operations: {', '.join(outer.names)}). Attention scores and patterns need it; another version of "
-            "transformers or another attention implementation may have moved it."
-        )
+        setattr(view.operations[self.path].softmax, self.side, value)
 
 
-AnyPlace = Place | SoftmaxPlace
+@dataclass(frozen=True)
+class ArgumentPlace:
+    """A positional argument of the function that an attention calls on its queries, keys and values."""
+
+    path: str
+    argument: int
+
+    def read(self, view: View) -> Tensor:
+        return view.operations[self.path].around.inputs[0][self.argument]
+
+    def write(self, view: View, value: Tensor) -> None:
+        call = view.operations[self.path].around
+        args, kwargs = call.inputs
+        call.inputs = ((*args[: self.argument], value, *args[self.argument + 1 :]), kwargs)
 
 
-def _stem(name: str) -> str:
-    """An operation's name without the number that nnsight appends."""
-    return name.rsplit("_", 1)[0]
+AnyPlace = Place | ArgumentPlace | SoftmaxPlace
 
 
 class _SoftmaxRecorder(TorchFunctionMode):
@@ -184,10 +212,15 @@ class _SoftmaxRecorder(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def measure_order(hf_model: nn.Module, attention_paths: list[str]) -> dict[tuple[str, str], int]:
+def measure_order(
+    hf_model: nn.Module, attention_paths: list[str], inputs: Mapping[str, Any] | None = None
+) -> dict[tuple[str, str], int]:
     """(path, "input" | "output" | "softmax") -> rank of its first occurrence in a forward pass.
 
     The model must be using eager attention for the softmax to be seen. Random state and modes are left as they were.
+
+    Args:
+        inputs: what to run the model on; two tokens if not given.
     """
     events: list[tuple[str, str]] = []
     inside: list[str] = []
@@ -211,7 +244,9 @@ def measure_order(hf_model: nn.Module, attention_paths: list[str]) -> dict[tuple
     devices = [device] if device.type == "cuda" else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=devices), _SoftmaxRecorder(events, inside):
-            hf_model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False)
+            if inputs is None:
+                inputs = {"input_ids": torch.zeros(1, 2, dtype=torch.long, device=device), "use_cache": False}
+            hf_model(**inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -18,11 +18,18 @@ from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor, nn
 
 from ..architectures import Architecture
+from ..architectures.record import Softmax
 from ..basis import Basis, Stream
 from ..errors import SourceNotFoundError, UnsupportedModelError
+from .layout import sites_of
+from .norm_sites import Norm
 from .places import Place, View, measure_order
-from .plan import Listeners, Plan, Span, edits_of, make_plan, sites_of
+from .plan import Listeners, Plan, Span, edits_of, make_plan, rank_of
 from .sites import Recording, Run, Site
+from .turns import Turns, in_turn, turn
+
+#: Norms that processing leaves as they are: nothing linear reads what they return.
+UNFOLDED_NORMS = ("ln1_post", "ln2_post", "q_norm", "k_norm")
 
 
 @dataclass
@@ -55,20 +62,33 @@ class Engine:
         #: How many plans were made so far; a loop over one hook set makes one.
         self.plans_made = 0
         self._plans: dict[tuple, Plan] = {}
-        self._views: dict[tuple[int, bool], View] = {}
+        self._views: dict[tuple, View] = {}
         self._running: list[View] = []
         self._order: dict[tuple[str, str], int] | None = None
+        self._turns: Turns | None = None
+
+    @property
+    def turns(self) -> Turns:
+        """The turns in which threads run the model."""
+        if self._turns is None:
+            self._turns = turn(self.hf_model)
+        return self._turns
 
     @cached_property
     def _sites(self) -> tuple[list[Site], list[list[Site]], list[Site]]:
         """Every site there is: before the blocks, by block, after the blocks."""
-        eps = {path: float(self.hf_model.get_submodule(path).eps) for path in self._norm_paths()}
-        return sites_of(self.architecture, self.cfg, eps)
+        return sites_of(self.architecture, self.cfg, self.norms)
 
-    def _norm_paths(self) -> list[str]:
-        layers = range(self.cfg.n_layers)
-        block = [self.architecture.in_layer(layer, role) for layer in layers for role in ("ln1", "ln2")]
-        return [*block, self.architecture.ln_final]
+    @cached_property
+    def norms(self) -> dict[str, Norm]:
+        """Every norm of the model, by its path in the HF model."""
+        arch = self.architecture
+        folds = {arch.ln_final: True} | ({arch.embed_norm: False} if arch.embed_norm else {})
+        for role, folded in {"ln1": True, "ln2": True, **dict.fromkeys(UNFOLDED_NORMS, False)}.items():
+            if getattr(arch.block, role) is not None:
+                folds |= {arch.in_layer(layer, role): folded for layer in range(self.cfg.n_layers)}
+        module = self.hf_model.get_submodule
+        return {path: Norm.of(module(path), path, arch, folded) for path, folded in folds.items()}
 
     # --- planning -----------------------------------------------------------------------------------------------------
 
@@ -109,7 +129,8 @@ class Engine:
         arch, n_layers = self.architecture, self.cfg.n_layers
         skipped = set() if span.embeds else {arch.layer(layer) for layer in range(span.start)}
         enters = arch.layer(span.start) if span.start < n_layers else arch.ln_final
-        return skipped | {enters, self._end(span), arch.unembed}
+        # The root's output are the logits where its head's are not.
+        return skipped | {enters, self._end(span), arch.unembed} | ({""} if arch.after_unembed else set())
 
     def _sites_in(self, span: Span) -> list[Site]:
         before, blocks, after = self._sites
@@ -128,11 +149,22 @@ class Engine:
                 self._order = measure_order(self.hf_model, self._attention_paths())
         return self._order
 
+    @cached_property
+    def comes_in_order(self) -> bool:
+        """Whether the forward pass comes by the points in TransformerLens' order."""
+        before, blocks, after = self._sites
+        sites = [*before, *(site for block in blocks for site in block), *after]
+        return sorted(sites, key=lambda site: rank_of(site, self.order)) == sites
+
     def _attention_paths(self) -> list[str]:
         return [self.architecture.in_layer(layer, "attn") for layer in range(self.cfg.n_layers)]
 
+    def _softmaxes(self) -> dict[str, Softmax]:
+        return dict.fromkeys(self._attention_paths(), self.architecture.block.softmax)
+
     # --- running ------------------------------------------------------------------------------------------------------
 
+    @in_turn
     def run(self, request: Request, listeners: Listeners, recording: Recording | None = None) -> Tensor | None:
         """Run the model; returns logits, or the residual stream where the span ends before the norm, or None.
 
@@ -141,7 +173,8 @@ class Engine:
         Raises:
             UnsupportedModelError: an edit in training with gradient checkpointing.
         """
-        if not listeners and recording is None and request.residual is None:
+        unseen = not listeners and recording is None and request.residual is None
+        if unseen and (request.span.unembeds or not self._embedding_has_mean):
             return self._run_unseen(request)
         edits = edits_of(listeners)
         if any(edits.values()):
@@ -151,6 +184,11 @@ class Engine:
             run = self.new_run(view, listeners, edits, request.batch_size, recording)
             with run.explaining():
                 return _trace(view, self.architecture, run, plan, request)
+
+    @property
+    def _embedding_has_mean(self) -> bool:
+        """Whether reading the stream takes knowing the embedding."""
+        return self.architecture.embed_norm is not None and self.basis.centres_stream
 
     def _refuse_checkpointing(self) -> None:
         model = self.hf_model
@@ -167,12 +205,18 @@ class Engine:
         path = self.architecture.unembed if request.span.norm else self._end(request.span)
         handle = self.hf_model.get_submodule(path).register_forward_pre_hook(_leave)
         try:
-            self.hf_model(**request.inputs)
+            self._outermost(needed=request.span.norm)(**request.inputs)
         except _Reached as reached:
             return None if request.span.norm else Stream(self.basis.centres_stream).read(reached.value)
         finally:
             handle.remove()
         raise AssertionError(f"the forward pass did not reach {path!r}")
+
+    def _outermost(self, needed: bool) -> Any:
+        """What to call for a run that ends early: what is around the stack of blocks does nothing before it."""
+        model = self.hf_model
+        watched = model._forward_pre_hooks or model._forward_hooks or "forward" in model.__dict__
+        return model if needed or watched else model.base_model
 
     def _end(self, span: Span) -> str:
         """The module before which a run that does not reach the norm ends."""
@@ -217,11 +261,12 @@ class Engine:
     def wrapped(self, plan: Plan) -> Iterator[View]:
         """nnsight's view of the model, for one run of a plan; a run inside another's hook gets a view of its own."""
         # Looking inside a forward makes every call of it dearer, so plans without softmax use a view that does not.
-        key = (len(self._running), plan.needs_eager)
+        key = (len(self._running), plan.looks_inside, plan.needs_eager)
         view = self._views.get(key)
         # A run inside another's hook finds that run's handles, which are none of the model's own forwards.
         if view is None or not (self._running or view.fits(plan.paths)):
-            view = self._views[key] = View(self.hf_model, self._attention_paths() if plan.needs_eager else [])
+            softmaxes = self._softmaxes() if plan.looks_inside else None
+            view = self._views[key] = View(self.hf_model, softmaxes, required=plan.needs_eager)
         with view.installed(plan.paths):
             self._running.append(view)
             try:
@@ -242,7 +287,7 @@ class Engine:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy carries along: no view, because nnsight's handles belong to the modules they were made for."""
-        return self.__dict__ | {"_views": {}, "_running": []}
+        return self.__dict__ | {"_views": {}, "_running": [], "_turns": None}
 
 
 class _Reached(Exception):
@@ -272,14 +317,20 @@ def _walk(view: View, architecture: Architecture, run: Run, plan: Plan, request:
     span, n_layers = request.span, run.cfg.n_layers
     if request.residual is not None:
         _start_from(view, architecture, run, request.residual, span.start)
-    for site in plan.sites:
-        site.visit(run)
+    if run.listeners:
+        for site in plan.sites:
+            site.visit(run)
+    else:
+        for site in plan.sites:
+            site.record(run)
     if not span.norm:
         end = architecture.ln_final if span.stop >= n_layers else architecture.layer(span.stop)
         return run.stream.read(Place(end, "input").read(view))
     if not span.unembeds:
         Place(architecture.ln_final, "output").read(view)
         return None
+    if architecture.after_unembed:
+        return run.basis.logits(view.nnsight.output.logits)
     if run.logits is not None:
         return run.logits
     return run.basis.logits(Place(architecture.unembed, "output").read(view), ours=True)

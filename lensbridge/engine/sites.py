@@ -8,7 +8,7 @@ converts it back and writes it. Most points are a line of data for one of the sm
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..basis import Basis, Stream
 from ..errors import HookError, LensbridgeError
+from ..later import Later
 from .places import AnyPlace, Place, View
 
 
@@ -30,6 +31,9 @@ class Recording(Protocol):
 
     def keep(self, name: str, value: Tensor) -> None:
         """Put away the value of a point."""
+
+    def keep_later(self, name: str, value: Later) -> None:
+        """Put away what the value of a point is to be computed from."""
 
 
 @dataclass
@@ -49,6 +53,10 @@ class Run:
     recording: Recording | None
     #: (layer, "q" | "k" | "v") -> norm output (HF basis) that this projection has to read instead of its own input.
     inputs: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    #: prefix of a norm -> what it has to be computed from instead of its own input.
+    norm_inputs: dict[str, Tensor] = field(default_factory=dict)
+    #: prefix of a norm with several readers -> what one of them, the MLP, has to read instead of its output.
+    reader_inputs: dict[str, Tensor] = field(default_factory=dict)
     #: layer -> 1 - sum of each row of an edited pattern, [batch, head, query_pos].
     missing_rows: dict[int, Tensor] = field(default_factory=dict)
     #: Layers whose scores were edited, so that a softmax row may be NaN.
@@ -57,28 +65,40 @@ class Run:
     value_biases: dict[int, Tensor | None] = field(default_factory=dict)
     #: TransformerLens' final norm output, kept for ``unembed.hook_in`` where HF's is in another basis.
     final_norm: Tensor | None = None
+    #: What the final norm reads, in a run that nobody listens to.
+    final_input: Tensor | None = None
     #: The unembedding's output after its hooks.
     logits: Tensor | None = None
     _here: AnyPlace | None = None
     _value: Tensor | None = None
+    _raw: Tensor | None = None
+    _later: tuple[Tensor, Later] | None = None
     #: What hooks have returned that is not of the activation's shape, dtype and device, in words.
     unlike: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._any_edit = any(self.edited.values())
+        self._kept: Collection[str] = () if self.recording is None else self.recording.names
 
     def read(self, place: AnyPlace) -> Tensor:
         """The live tensor at a place, off the graph where nobody can edit; several sites at one place ask once."""
-        if self._here != place:
-            value = place.read(self.view)
-            written = self._any_edit or self.inputs
-            self._here, self._value = place, value if written else value.detach()
+        if self._here is not place and self._here != place:
+            raw = place.read(self.view)
+            if isinstance(place, Place) and place.flat:
+                raw = raw.unflatten(0, (self.batch_size, -1))
+            if self._any_edit or self.inputs:
+                self._value = raw
+            elif raw is not self._raw:
+                # What one block returns is what the next one is given: the same tensor keeps its reading.
+                self._raw, self._value = raw, raw.detach()
+            self._here = place
         assert self._value is not None
         return self._value
 
     def write(self, place: AnyPlace, value: Tensor) -> None:
         """Put ``value`` in the tensor's place."""
-        place.write(self.view, value)
+        flat = isinstance(place, Place) and place.flat
+        place.write(self.view, value.flatten(0, 1) if flat else value)
         self._here, self._value = place, value
 
     def value_bias(self, layer: int) -> Tensor | None:
@@ -91,7 +111,7 @@ class Run:
 
     def listens(self, name: str) -> bool:
         """Whether a value has to be shown at ``name`` or kept from there."""
-        return name in self.listeners or (self.recording is not None and name in self.recording.names)
+        return name in self.listeners or name in self._kept
 
     def edits(self, name: str) -> bool:
         """Whether somebody listens at ``name`` who could change the value or its gradient."""
@@ -105,12 +125,10 @@ class Run:
                 so that an edit in place neither breaks autograd nor reaches what was cached before.
         """
         point = self.listeners.get(name)
-        if point is None:
-            self._record(name, value)
-            return value, False
-        if not self.edited[name]:
+        if point is None or not self.edited[name]:
             # Caches only: nothing of the user's runs, and nothing comes back.
-            point.run_forward_hooks(value)  # type: ignore[operator]
+            if point is not None:
+                point.run_forward_hooks(value)  # type: ignore[operator]
             self._record(name, value)
             return value, False
         shown = value.clone() if live else value
@@ -125,9 +143,32 @@ class Run:
         self._record(name, result)
         return result, result is not shown or before is None or result._version != before
 
+    def keep(self, name: str, value: Tensor) -> None:
+        """Keep a value that is there already, where nobody listens."""
+        if name in self._kept:
+            self.recording.keep(name, value)  # type: ignore[union-attr]
+
+    def keep_later(self, name: str, raw: Tensor, function: Callable[[Tensor], Tensor]) -> None:
+        """Keep ``function(raw)``, where nobody listens; it is computed when somebody looks."""
+        if name in self._kept:
+            self.recording.keep_later(name, Later(function, raw))  # type: ignore[union-attr]
+
+    def keeps(self, name: str) -> bool:
+        """Whether the value of a point is to be kept."""
+        return name in self._kept
+
+    def keep_stream(self, name: str, raw: Tensor) -> None:
+        """Keep the residual stream ``raw``, where nobody listens; what ends a block and begins the next is one."""
+        if not self.stream.centred:
+            self.keep(name, raw)
+        elif name in self._kept:
+            if self._later is None or self._later[0] is not raw:
+                self._later = raw, Later(self.stream.read, raw)
+            self.recording.keep_later(name, self._later[1])  # type: ignore[union-attr]
+
     def _record(self, name: str, value: Tensor) -> None:
-        if self.recording is not None and name in self.recording.names:
-            self.recording.keep(name, value)
+        if name in self._kept:
+            self.recording.keep(name, value)  # type: ignore[union-attr]
 
     def _note_if_unlike(self, name: str, shown: Tensor, result: Tensor) -> None:
         was, now = ((tuple(x.shape), x.dtype, x.device) for x in (shown, result))
@@ -161,12 +202,18 @@ class Site:
     place: AnyPlace
     #: Modules other than the place's that it writes at.
     writes_at: tuple[str, ...] = ()
+    #: Whether it is necessary wherever the stream's mean matters.
+    always: bool = False
     #: Points whose editing makes this site necessary although nobody listens to it.
     after_edits_of: tuple[str, ...] = ()
 
     def visit(self, run: Run) -> None:
         """Read, show, and write back if changed."""
         raise TypeError(f"{type(self).__name__} does not say what to do when it is reached")
+
+    def record(self, run: Run) -> None:
+        """Keep what the values are made of, in a run that nobody listens to."""
+        self.visit(run)
 
     def needed_for_edit(self, basis: Basis) -> bool:
         """Whether an edit of ``after_edits_of`` makes this site necessary in the active basis."""
@@ -184,6 +231,9 @@ class PlainSite(Site):
         value, changed = run.fire(self.names[0], run.read(self.place), live=True)
         if changed:
             run.write(self.place, value)
+
+    def record(self, run: Run) -> None:
+        run.keep(self.names[0], run.read(self.place))
 
 
 class StreamSite(Site):
@@ -205,6 +255,9 @@ class StreamSite(Site):
         else:
             run.write(self.place, value)
         run.stream.written(value)
+
+    def record(self, run: Run) -> None:
+        run.keep_stream(self.names[0], run.read(self.place))
 
 
 class BranchSite(Site):
@@ -228,6 +281,29 @@ class BranchSite(Site):
                 run.stream.branch_written(value)
         run.stream.add_branch()
 
+    def record(self, run: Run) -> None:
+        x = run.read(self.place)
+        if run.stream.centred:
+            run.keep_later(self.names[0], x, run.stream.read_branch)
+        else:
+            run.keep(self.names[0], x)
+
+
+class UncentredEmbedSite(BranchSite):
+    """``hook_embed`` where a norm stands behind the embedding: no weight writes it, so its mean stays in the stream."""
+
+    always = True
+
+    def visit(self, run: Run) -> None:
+        x = run.read(self.place)
+        value, changed = run.fire(self.names[0], x, live=True)
+        if changed:
+            run.write(self.place, value)
+        run.stream.written(value)
+
+    def record(self, run: Run) -> None:
+        self.visit(run)
+
 
 class PositionSite(BranchSite):
     """``hook_pos_embed``: HF may compute one row for the whole batch, TransformerLens shows one per batch entry."""
@@ -241,87 +317,29 @@ class PositionSite(BranchSite):
             run.stream.branch_written(value)
         run.stream.add_branch()
 
+    def record(self, run: Run) -> None:
+        self.visit(run)
 
-class CopySite(Site):
-    """``hook_mlp_in``: a copy of the stream that only the norm at this place reads."""
 
-    def __init__(self, name: str, place: Place) -> None:
-        self.names = (name,)
+class GateUpSite(Site):
+    """``mlp.hook_pre`` and ``mlp.hook_pre_linear``: the halves of one projection."""
+
+    def __init__(self, names: tuple[str, str], place: Place) -> None:
+        self.names = names
         self.place = place
 
     def visit(self, run: Run) -> None:
-        value = run.stream.read(run.read(self.place))
-        value, changed = run.fire(self.names[0], value, live=True)
-        if changed:
-            run.write(self.place, value)
+        halves = list(run.read(self.place).chunk(2, dim=-1))
+        edited = False
+        for index, name in enumerate(self.names):
+            halves[index], changed = run.fire(name, halves[index], live=True)
+            edited |= changed
+        if edited:
+            run.write(self.place, torch.cat(halves, dim=-1))
 
-
-def normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(centred x, scale) of LayerNorm; in float32 at least, as TransformerLens computes them."""
-    if x.dtype not in (torch.float32, torch.float64):
-        x = x.to(torch.float32)
-    x = x - x.mean(-1, keepdim=True)
-    return x, ((x * x).mean(-1, keepdim=True) + eps).sqrt()
-
-
-def fire_norm(run: Run, prefix: str, x: Tensor, eps: float, quick: bool = False) -> tuple[Tensor, bool]:
-    """Fire ``hook_scale`` and ``hook_normalized`` of the norm with input ``x``; (normalised x, whether it changed).
-
-    Args:
-        quick: nobody can edit here, so one fused operation off the graph does.
-    """
-    names = f"{prefix}.hook_scale", f"{prefix}.hook_normalized"
-    if quick:
-        wide = x if x.dtype in (torch.float32, torch.float64) else x.to(torch.float32)
-        with torch.no_grad():
-            normalized, _, inverse = torch.native_layer_norm(wide, [x.shape[-1]], None, None, eps)
-            run.fire(names[0], inverse.reciprocal(), live=False)
-            return run.fire(names[1], normalized, live=False)
-    centred, scale = normalise(x, eps)
-    scale, scale_changed = run.fire(names[0], scale, live=False)
-    normalized, changed = run.fire(names[1], centred / scale, live=False)
-    return normalized, changed or scale_changed
-
-
-#: What shows the final norm's output again.
-FINAL_READERS = ("unembed.hook_in",)
-
-
-class NormSite(Site):
-    """A norm whose output has one reader: ln2 and ln_final."""
-
-    def __init__(self, prefix: str, path: str, eps: float, final: bool = False) -> None:
-        self.names = (f"{prefix}.hook_scale", f"{prefix}.hook_normalized")
-        self.prefix = prefix
-        self.path = path
-        self.eps = eps
-        self.final = final
-        self.place = Place(path, "input")
-
-    def visit(self, run: Run) -> None:
-        quick = not any(run.edits(name) for name in (*self.names, *(FINAL_READERS if self.final else ())))
-        normalized, changed = fire_norm(run, self.prefix, run.read(self.place), self.eps, quick)
-        if changed:
-            run.write(Place(self.path, "output"), run.basis.norm_output_to_hf(normalized, self.path))
-        if self.final:
-            run.final_norm = run.basis.norm_output(normalized, self.path)
-
-
-class UnembedInSite(Site):
-    """``unembed.hook_in``: the final norm's output, without gain and bias where these are folded away."""
-
-    def __init__(self, name: str, place: Place, norm_path: str, eps: float) -> None:
-        self.names = (name,)
-        self.place = place
-        self.norm_path = norm_path
-        self.eps = eps
-
-    def visit(self, run: Run) -> None:
-        folded = run.basis.processing.fold_ln
-        value = run.final_norm if folded and run.final_norm is not None else run.read(self.place)
-        value, changed = run.fire(self.names[0], value, live=True)
-        if changed:
-            run.write(self.place, run.basis.norm_output_as_hf(value, self.norm_path))
+    def record(self, run: Run) -> None:
+        for name, half in zip(self.names, run.read(self.place).chunk(2, dim=-1), strict=True):
+            run.keep(name, half)
 
 
 class UnembedOutSite(Site):

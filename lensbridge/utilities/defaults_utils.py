@@ -6,6 +6,7 @@ reads only the model, so for the length of the call the caller's value is put th
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -47,28 +48,49 @@ class LocallyOverridenDefaults:
     def __init__(self, model: Any, **overrides: Any) -> None:
         self.model = model
         self.overrides = overrides
-        self.values_with_defaults = dict(_DEFAULTS)
-        unknown = sorted(overrides.keys() - _DEFAULTS.keys())
-        if unknown:
-            raise AssertionError(f"{', '.join(unknown)} cannot be overridden; {', '.join(_DEFAULTS)} can.")
-        if model.tokenizer is None:
-            del self.values_with_defaults["padding_side"]
+        if not overrides.keys() <= _DEFAULTS.keys():
+            unknown = ", ".join(sorted(overrides.keys() - _DEFAULTS.keys()))
+            raise AssertionError(f"{unknown} cannot be overridden; {', '.join(_DEFAULTS)} can.")
         self._before: dict[str, Any] = {}
+        #: The defaults are the model's, so other threads wait until they are back (a model may say how).
+        self._turn: AbstractContextManager = getattr(model, "_turn", nullcontext)()
 
     def __enter__(self) -> None:
-        wanted = {name: value for name, value in self.overrides.items() if name in self.values_with_defaults}
+        self._turn.__enter__()
+        try:
+            self._override()
+        except BaseException:
+            self._turn.__exit__(None, None, None)
+            raise
+
+    @property
+    def values_with_defaults(self) -> dict[str, _Default]:
+        """The defaults that this model has."""
+        return {
+            name: at for name, at in _DEFAULTS.items() if name != "padding_side" or self.model.tokenizer is not None
+        }
+
+    def _override(self) -> None:
+        wanted = {name: value for name, value in self.overrides.items() if value is not USE_DEFAULT_VALUE}
+        if not wanted:
+            return
+        defaults = self.values_with_defaults
+        wanted = {name: value for name, value in wanted.items() if name in defaults}
         for name, value in wanted.items():
-            valid = self.values_with_defaults[name].valid_values
+            valid = defaults[name].valid_values
             if value not in valid:
                 raise AssertionError(f"{name} must be one of {list(valid)}, but got {value!r}.")
         for name, value in wanted.items():
-            path = self.values_with_defaults[name].path
+            path = defaults[name].path
             self._before[path] = get_nested_attr(self.model, path)
-            set_nested_attr(self.model, path, override_or_use_default_value(self._before[path], value))
+            set_nested_attr(self.model, path, value)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> None:
-        while self._before:
-            path, value = self._before.popitem()
-            set_nested_attr(self.model, path, value)
+        try:
+            while self._before:
+                path, value = self._before.popitem()
+                set_nested_attr(self.model, path, value)
+        finally:
+            self._turn.__exit__(None, None, None)

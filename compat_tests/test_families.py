@@ -1,0 +1,207 @@
+"""Does every family show 3.9.0's values, weights, edits and gradients on the HuggingFace model's own forward?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from compat_tests.comparison import caches_close, close, weights_close
+from compat_tests.edits import halve, noise
+from compat_tests.rough_families import FAMILIES, reference, rough_model
+from compat_tests.rough_models import (
+    DEFAULT_PROCESSING,
+    NO_PROCESSING,
+    SUBJECT,
+    load_tokenizer,
+    random_tokens,
+    save_tokenizer,
+)
+
+PROCESSINGS = {"raw": NO_PROCESSING, "default": DEFAULT_PROCESSING}
+FLAGS = ("use_attn_result", "use_split_qkv_input", "use_hook_mlp_in")
+#: 3.9.0 has the exact GELU in Gemma 1 where HuggingFace has its tanh approximation.
+OTHER_ACTIVATION = {"gemma"}
+#: HuggingFace's ALiBi adds slope * key, 3.9.0's slope * (key - query): a constant in each row, which softmax ignores.
+OTHER_SCORES = {"bloom"}
+#: Folding leaves the gate of a gated MLP uncentred in 3.9.0, so that it alone reads the mean that a hook brings in at
+#: the LayerNorm before it. Here the norm's readers are treated alike.
+UNCENTRED_GATE = {("olmo", "default"): ("ln2.hook_normalized", "ln2.hook_scale")}
+#: Buffers and parameters that nothing reads.
+NOT_WEIGHTS = ("mask", "IGNORE", "rotary_sin", "rotary_cos", "pos_embed.W_pos")
+
+
+class Two(NamedTuple):
+    """The same weights in the model under test and in the real TransformerLens."""
+
+    ours: Any
+    theirs: Any
+    hf: Any
+
+
+@lru_cache(maxsize=4)
+def two_of(family: str, processing: str, tokenizer_dir: Path) -> Two:
+    case, flags = FAMILIES[family], PROCESSINGS[processing]
+    hf = rough_model(case)
+    theirs = reference(hf, case, load_tokenizer(tokenizer_dir), **flags)
+    if SUBJECT == "transformer_lens":
+        return Two(reference(hf, case, load_tokenizer(tokenizer_dir), **flags), theirs, hf)
+    from lensbridge import HookedTransformer
+
+    return Two(
+        HookedTransformer.from_pretrained(family, hf_model=hf, tokenizer=load_tokenizer(tokenizer_dir), **flags),
+        theirs,
+        hf,
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(params=PROCESSINGS)
+def processing(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def two(family: str, processing: str, tokenizer_dir: Path) -> Iterator[Two]:
+    pair = two_of(family, processing, tokenizer_dir)
+    yield pair
+    for model in (pair.ours, pair.theirs):
+        model.reset_hooks(including_permanent=True)
+        for flag in FLAGS:
+            getattr(model, f"set_{flag}")(False)
+
+
+def tokens() -> torch.Tensor:
+    return random_tokens(2, 9)
+
+
+def as_theirs(family: str, cache: Any) -> Any:
+    """A cache's entries; where the families' scores differ by a constant per row, without it."""
+    values = dict(cache.items())
+    if family in OTHER_SCORES:
+        for name in [name for name in values if name.endswith("attn_scores")]:
+            values[name] = values[name] - values[name][..., :1]
+    return values
+
+
+@pytest.fixture
+def near_enough(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where 3.9.0 has another activation function, the difference of the two bounds what can be asked."""
+    if family in OTHER_ACTIVATION:
+        monkeypatch.setattr("compat_tests.comparison.TOLERANCE", 5e-3)
+
+
+@pytest.mark.skipif(SUBJECT == "transformer_lens", reason="3.9.0 does not run the HuggingFace model")
+def test_logits_are_huggingfaces(two: Two, processing: str) -> None:
+    """Bit by bit without processing; as log probabilities with it."""
+    with torch.no_grad():
+        expected = two.hf(tokens()).logits
+        plain, cached = two.ours(tokens()), two.ours.run_with_cache(tokens())[0]
+    assert torch.equal(plain, cached)
+    if processing == "raw":
+        assert torch.equal(plain, expected)
+    else:
+        assert torch.allclose(plain.log_softmax(-1), expected.log_softmax(-1), atol=1e-5)
+
+
+@pytest.mark.usefixtures("near_enough")
+def test_every_point(two: Two, family: str) -> None:
+    mine, theirs = (model.run_with_cache(tokens()) for model in (two.ours, two.theirs))
+    caches_close(as_theirs(family, mine[1]), as_theirs(family, theirs[1]))
+    close("logits", mine[0], theirs[0])
+
+
+@pytest.mark.usefixtures("near_enough")
+def test_points_that_a_flag_turns_on(two: Two, family: str) -> None:
+    for model in (two.ours, two.theirs):
+        for flag in FLAGS:
+            getattr(model, f"set_{flag}")(True)
+    mine, theirs = (model.run_with_cache(tokens())[1] for model in (two.ours, two.theirs))
+    caches_close(as_theirs(family, mine), as_theirs(family, theirs))
+
+
+def test_weights(two: Two) -> None:
+    mine, theirs = (
+        {name: value for name, value in model.state_dict().items() if not name.endswith(NOT_WEIGHTS)}
+        for model in (two.ours, two.theirs)
+    )
+    weights_close(mine, theirs)
+
+
+@pytest.mark.usefixtures("near_enough")
+@pytest.mark.parametrize("edit", [halve, noise])
+def test_an_edit_at_every_point(two: Two, family: str, processing: str, edit: Any) -> None:
+    """One run per kind of point, edited in the first layer, with everything downstream compared."""
+    unless = UNCENTRED_GATE.get((family, processing), ())
+    if edit is noise:
+        # A scale of nearly zero makes values of thousands, where float32 rounding shows.
+        unless = (*unless, "hook_scale")
+    names = [name for name in two.theirs.run_with_cache(tokens())[1] if ".1." not in name and not name.endswith(unless)]
+    for name in names:
+        caches = []
+        for model in (two.ours, two.theirs):
+            with model.hooks(fwd_hooks=[(name, edit)]):
+                caches.append(as_theirs(family, model.run_with_cache(tokens())[1]))
+        try:
+            caches_close(*caches)
+        except AssertionError as error:
+            raise AssertionError(f"after an edit of {name}: {error}") from None
+
+
+@pytest.mark.usefixtures("near_enough")
+def test_gradients_at_every_point(two: Two, family: str, processing: str) -> None:
+    unless = ("hook_scale", *UNCENTRED_GATE.get((family, processing), ()))
+    names = [name for name in two.theirs.run_with_cache(tokens())[1] if not name.endswith(unless)]
+    found = []
+    for model in (two.ours, two.theirs):
+        kept: dict[str, torch.Tensor] = {}
+
+        def keep(gradient: torch.Tensor, hook: Any, kept: dict = kept) -> None:
+            kept[hook.name] = gradient.clone()
+
+        with ExitStack() as stack:
+            stack.enter_context(model.hooks(bwd_hooks=[(name, keep) for name in names]))
+            loss = model(tokens(), return_type="loss")
+            loss.backward()
+        found.append(kept)
+    caches_close(*found, order=False)
+
+
+@pytest.mark.usefixtures("near_enough")
+def test_left_padding(two: Two, family: str) -> None:
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[0, :3] = 0
+    logits = [model(tokens(), attention_mask=mask) for model in (two.ours, two.theirs)]
+    for row, start in enumerate((3, 0)):
+        close("logits", logits[0][row, start:], logits[1][row, start:])
+
+
+@pytest.mark.usefixtures("near_enough")
+def test_a_key_value_cache(two: Two) -> None:
+    """The entries hold keys as HuggingFace caches them: where they are rotated, after that (3.9.0: before)."""
+    results = []
+    for model in (two.ours, two.theirs):
+        module = __import__(type(model).__module__.split(".")[0])
+        cache = module.TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, 2)
+        model(tokens()[:, :6], past_kv_cache=cache)
+        logits = model(tokens()[:, 6:], past_kv_cache=cache)
+        results.append((logits, cache[0].past_keys, cache[0].past_values))
+    for name, mine, theirs in zip(("logits", "keys", "values"), *results, strict=True):
+        if name == "keys" and two.theirs.cfg.positional_embedding_type == "rotary":
+            assert mine.shape == theirs.shape
+        else:
+            close(name, mine, theirs)

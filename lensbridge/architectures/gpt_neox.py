@@ -1,0 +1,27 @@
+"""GPT-NeoX (Black et al. 2022), Pythia among them (Biderman et al. 2023).
+
+- LayerNorms; attention and MLP read the same stream unless ``use_parallel_residual`` is off; rotary positions on a part
+  of each head; one projection that holds the query, key and value of a head next to each other; plain MLP
+"""
+
+from .record import Architecture, Block
+
+GPT_NEOX = Architecture(
+    model_type="gpt_neox",
+    hf_class="GPTNeoXForCausalLM",
+    embed="gpt_neox.embed_in",
+    layers="gpt_neox.layers",
+    ln_final="gpt_neox.final_layer_norm",
+    block=Block(
+        attn="attention",
+        qkv="attention.query_key_value",
+        qkv_layout="heads",
+        o="attention.dense",
+        gate=None,
+        mlp_in="mlp.dense_h_to_4h",
+        mlp_out="mlp.dense_4h_to_h",
+    ),
+    norm="LN",
+    config={"act_fn": "hidden_act", "eps": "layer_norm_eps"},
+    variants={"use_parallel_residual": {"parallel": True}},
+)

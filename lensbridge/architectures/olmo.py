@@ -1,0 +1,34 @@
+"""OLMo 1, 2 and 3 (Groeneveld et al. 2024, OLMo Team 2025).
+
+- OLMo: Llama's block with LayerNorms that have neither gain nor bias
+- OLMo 2 and 3: norms stand behind attention and MLP instead of before them, and over all queries and all keys; OLMo 3
+  has local and global attention in turn
+"""
+
+from dataclasses import replace
+
+from .record import Architecture, Block
+
+OLMO = Architecture(
+    model_type="olmo",
+    hf_class="OlmoForCausalLM",
+    norm="LN",
+    norm_eps=1e-5,
+    config={"act_fn": "hidden_act"},
+    refused={"clip_qkv": "queries, keys and values are clipped after TransformerLens' points"},
+)
+OLMO2 = Architecture(
+    model_type="olmo2",
+    hf_class="Olmo2ForCausalLM",
+    block=Block(
+        ln1=None,
+        q_norm="self_attn.q_norm",
+        k_norm="self_attn.k_norm",
+        qk_norm_over="all",
+        ln1_post="post_attention_layernorm",
+        ln2=None,
+        ln2_post="post_feedforward_layernorm",
+    ),
+    config={"act_fn": "hidden_act", "eps": "rms_norm_eps"},
+)
+OLMO3 = replace(OLMO2, model_type="olmo3", hf_class="Olmo3ForCausalLM")

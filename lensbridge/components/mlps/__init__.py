@@ -1,0 +1,1 @@
+"""The MLPs that a block can have, under TransformerLens' module names."""

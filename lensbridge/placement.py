@@ -1,0 +1,66 @@
+"""Which parameters does an optimiser train, in which mode does the model run, and where is it?
+
+All three are the HuggingFace model's own; a hooked model passes them on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from .utilities.devices import move_to_and_update_config
+
+
+class PlacementMethods(nn.Module):
+    """Parameters, training mode, device and dtype of a hooked model."""
+
+    hf_model: Any
+    cfg: Any
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """What an optimiser trains: the HF model's parameters, under HF's names, then those of modules that were added.
+
+        `state_dict` has TransformerLens' names.
+        """
+        yield from self.hf_model.named_parameters(prefix, recurse, remove_duplicate)
+        yield from super().named_parameters(prefix, recurse, remove_duplicate)
+
+    def train(self, mode: bool = True) -> Any:
+        """Set training mode, on the HF model too (its dropout is HF's)."""
+        super().train(mode)
+        self.hf_model.train(mode)
+        return self
+
+    def to(self, device_or_dtype: Any, print_details: bool = True) -> Any:  # type: ignore[override]
+        """Move or cast the HF model, and note it in ``cfg``."""
+        return move_to_and_update_config(self, device_or_dtype, print_details)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # .cuda(), .half() and the like arrive here.
+        self.hf_model._apply(fn)
+        super()._apply(fn, recurse)
+        first = next(self.hf_model.parameters())
+        self.cfg.device, self.cfg.dtype = str(first.device), first.dtype
+        return self
+
+    def cuda(self, device: Any = None) -> Any:
+        """Move to a GPU."""
+        return self.to(torch.device("cuda", device) if isinstance(device, int) else device or "cuda")
+
+    def cpu(self) -> Any:
+        """Move to the CPU."""
+        return self.to("cpu")
+
+    def mps(self) -> Any:
+        """Move to Apple's GPU."""
+        return self.to("mps")
+
+    def move_model_modules_to_device(self) -> None:
+        """Move the HF model to ``cfg.device``, unless accelerate has spread it over devices."""
+        if not getattr(self.hf_model, "hf_device_map", None):
+            self.hf_model.to(self.cfg.device)

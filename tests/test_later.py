@@ -1,0 +1,107 @@
+"""When is a cached value computed, and does everybody who takes one out of a cache find a tensor?"""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lensbridge.later import Later, LaterDict
+
+
+class Counted:
+    """Doubles, and counts how often."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return 2 * x
+
+
+@pytest.fixture
+def doubled() -> Counted:
+    return Counted()
+
+
+@pytest.fixture
+def cache(doubled: Counted) -> LaterDict:
+    cache = LaterDict()
+    cache["now"] = torch.ones(2)
+    cache.put_off("later", Later(doubled, torch.ones(2, requires_grad=True)))
+    return cache
+
+
+def test_a_value_is_computed_at_the_first_look_and_once(cache: LaterDict, doubled: Counted) -> None:
+    assert "later" in cache and list(cache) == ["now", "later"] and len(cache) == 2 and doubled.calls == 0
+    first = cache["later"]
+    assert cache["later"] is first and doubled.calls == 1
+    assert torch.equal(first, torch.full((2,), 2.0)) and not first.requires_grad
+
+
+def test_entries_that_share_a_value_share_the_tensor(doubled: Counted) -> None:
+    cache, value = LaterDict(), Later(doubled, torch.ones(2))
+    cache.put_off("post of one block", value)
+    cache.put_off("pre of the next", value)
+    assert cache["post of one block"] is cache["pre of the next"] and doubled.calls == 1
+
+
+LOOKS: dict[str, Callable[[LaterDict], Any]] = {
+    "get": lambda cache: cache.get("later"),
+    "pop": lambda cache: cache.pop("later"),
+    "popitem": lambda cache: cache.popitem()[1],
+    "setdefault": lambda cache: cache.setdefault("later", torch.zeros(2)),
+    "items": lambda cache: [value for key, value in cache.items() if key == "later"][0],
+    "values": lambda cache: list(cache.values())[1],
+    "dict": lambda cache: dict(cache)["later"],
+    "copy": lambda cache: cache.copy()["later"],
+    "unpacking": lambda cache: {**cache}["later"],
+    "update": lambda cache: _updated({}, cache)["later"],
+    "or": lambda cache: (cache | {})["later"],
+    "reversed or": lambda cache: ({} | cache)["later"],
+    "copy.copy": lambda cache: copy.copy(cache)["later"],
+    "deepcopy": lambda cache: copy.deepcopy(cache)["later"],
+    "pickle": lambda cache: pickle.loads(pickle.dumps(cache))["later"],
+    "torch.save": lambda cache: _saved(cache)["later"],
+    "keywords": lambda cache: (lambda **values: values)(**cache)["later"],
+}
+
+
+def _updated(into: dict, cache: LaterDict) -> dict:
+    into.update(cache)
+    return into
+
+
+def _saved(cache: LaterDict) -> Any:
+    file = io.BytesIO()
+    torch.save(cache, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_whoever_takes_a_value_out_finds_a_tensor(cache: LaterDict, look: Callable[[LaterDict], Any]) -> None:
+    value = look(cache)
+    assert isinstance(value, Tensor) and torch.equal(value, torch.full((2,), 2.0))
+
+
+def test_comparison_and_print_see_tensors(cache: LaterDict) -> None:
+    assert "tensor([2., 2.])" in repr(cache) and "Later" not in repr(cache)
+    single = LaterDict()
+    single.put_off("x", Later(lambda x: x + 1, torch.zeros(())))
+    assert single == {"x": torch.ones(())}
+
+
+def test_what_is_not_there_is_a_key_error(cache: LaterDict) -> None:
+    with pytest.raises(KeyError):
+        cache["nothing"]
+    assert cache.get("nothing") is None and cache.pop("nothing", 3) == 3
+    del cache["later"]
+    assert "later" not in cache
