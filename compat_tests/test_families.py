@@ -205,3 +205,47 @@ def test_a_key_value_cache(two: Two) -> None:
             assert mine.shape == theirs.shape
         else:
             close(name, mine, theirs)
+
+
+@pytest.mark.usefixtures("near_enough")
+def test_starting_and_stopping_at_a_layer(two: Two) -> None:
+    stopped = [model(tokens(), stop_at_layer=1) for model in (two.ours, two.theirs)]
+    close("residual stream", *stopped)
+    edited = stopped[1].detach() * 1.1 + 0.2
+    close("logits", *(model(edited, start_at_layer=1) for model in (two.ours, two.theirs)))
+
+
+@pytest.mark.skipif(SUBJECT == "transformer_lens", reason="3.9.0 does not run the HuggingFace model")
+def test_greedy_generation_is_huggingfaces(two: Two) -> None:
+    with torch.no_grad():
+        expected = two.hf.generate(
+            tokens(), attention_mask=torch.ones_like(tokens()), max_new_tokens=5, do_sample=False, eos_token_id=-1
+        )
+    seen: list[int] = []
+    hook = ("blocks.1.attn.hook_pattern", lambda value, hook: seen.append(value.shape[-1]))
+    found = two.ours.generate(
+        tokens(), max_new_tokens=5, do_sample=False, stop_at_eos=False, verbose=False, fwd_hooks=[hook]
+    )
+    assert torch.equal(found, expected)
+    assert seen == [9, 10, 11, 12, 13]
+
+
+@pytest.mark.skipif(SUBJECT == "transformer_lens", reason="3.9.0 has one attention implementation")
+def test_other_attention_implementations(two: Two) -> None:
+    """Logits are HuggingFace's with the same implementation; only scores and pattern take the eager one."""
+    if not two.hf._supports_sdpa:
+        pytest.skip("HuggingFace has eager attention only for this family")
+    names = [f"blocks.0.attn.hook_{short}" for short in ("q", "k", "v", "z", "rot_q", "rot_k", "pattern")]
+    names = [name for name in names if name in two.ours.hook_dict]
+    expected = two.ours.run_with_cache(tokens(), names_filter=names)[1]
+    two.hf.set_attn_implementation("sdpa")
+    try:
+        with torch.no_grad():
+            logits = two.hf(tokens()).logits
+            assert torch.equal(two.ours(tokens()).log_softmax(-1).argmax(-1), logits.argmax(-1))
+            for name in names:
+                found = two.ours.run_with_cache(tokens(), names_filter=name)[1][name]
+                assert torch.allclose(found, expected[name], atol=1e-4), name
+        assert two.hf.config._attn_implementation == "sdpa"
+    finally:
+        two.hf.set_attn_implementation("eager")

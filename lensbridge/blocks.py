@@ -23,6 +23,19 @@ from .utilities.tensors import get_offset_position_ids
 Resid = Float[Tensor, "batch pos d_model"]
 
 
+def components_of(interior: Interior) -> dict[str, nn.Module | None]:
+    """The components of a whole model by name, in TransformerLens' order."""
+    architecture, layers = interior.architecture, range(interior.cfg.n_layers)
+    parts: dict[str, nn.Module | None] = {"embed": Embed(interior, "embed"), "hook_embed": HookPoint()}
+    if architecture.pos_embed is not None:
+        parts |= {"pos_embed": PosEmbed(interior, "pos_embed"), "hook_pos_embed": HookPoint()}
+    return parts | {
+        "blocks": nn.ModuleList(TransformerBlock(interior, layer) for layer in layers),
+        "ln_final": Norm(interior, "ln_final", architecture.ln_final),
+        "unembed": Unembed(interior),
+    }
+
+
 class Component(nn.Module):
     """A part of the model: hook points as children, weights as attributes."""
 

@@ -1,22 +1,28 @@
 """What do the parts of a hooked model share?
 
 One plain object that every component holds: the HF model and the views of it. It is no nn.Module, so that the HF model
-does not become a submodule of its own facade.
+does not become a submodule of its own facade. A model of our own has another one, `native.interior`, with the same
+methods.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .architectures import Architecture
 from .basis import Basis
 from .config import HookedTransformerConfig
 from .engine import Engine
+from .errors import ReadOnlyWeightError, UnsupportedModelError
 from .hook_points import HookPoint
+from .points import added_names, names
+from .processing import Processing
 from .weights import WeightViews
 
 
@@ -31,6 +37,9 @@ class Interior:
     basis: Basis
     engine: Engine
 
+    #: Whether nnsight's traces can be opened on the model.
+    can_be_traced: ClassVar[bool] = True
+
     @classmethod
     def of(cls, hf_model: Any, architecture: Architecture, cfg: HookedTransformerConfig) -> Interior:
         """The views of a loaded HF model."""
@@ -41,6 +50,99 @@ class Interior:
     def module(self, path: str) -> Any:
         """A module of the HF model."""
         return self.hf_model.get_submodule(path)
+
+    # --- hook points --------------------------------------------------------------------------------------------------
+
+    def points(self) -> tuple[str, ...]:
+        """The names of TransformerLens' hook points, in the order in which they fire there."""
+        return tuple(names(self.cfg.n_layers, self.architecture.features))
+
+    def served(self, known: Collection[str]) -> set[str]:
+        """The hook points that the engine shows values to; ``known`` are those that the model has."""
+        return {*self.points(), *added_names(self.cfg.n_layers)}
+
+    # --- processing ---------------------------------------------------------------------------------------------------
+
+    def process(self, chosen: Processing) -> None:
+        """Show everything in the basis of these options; see `WeightMethods.set_processing`."""
+        chosen = self._allowed(chosen)
+        self.weights.processing = chosen
+        self.cfg.normalization_type = self.architecture.norm + ("Pre" if chosen.fold_ln else "")
+        self.cfg.layer_norm_folding = chosen.fold_ln
+
+    def _allowed(self, chosen: Processing) -> Processing:
+        architecture, cfg = self.architecture, self.cfg
+        if chosen.refactor_factored_attn_matrices:
+            if architecture.block.rotary:
+                raise AssertionError("queries and keys cannot be refactored where they are rotated before they meet")
+            if cfg.n_key_value_heads is not None:
+                raise ValueError("attention cannot be refactored where several query heads share a key and value")
+        left_out: dict[str, str | None] = {}
+        if architecture.norm != "LN":
+            left_out["center_writing_weights"] = None
+        if architecture.block.ln1 is None:
+            left_out["fold_ln"] = "its norms stand behind attention and MLP, where nothing linear reads them"
+        if cfg.output_logits_soft_cap > 0:
+            left_out["center_unembed"] = "its logits are capped, which centring would change"
+        for option, why in left_out.items():
+            if why is not None and getattr(chosen, option):
+                logging.warning("%s is left out for this model: %s", option, why)
+        return replace(chosen, **dict.fromkeys(left_out, False))
+
+    # --- state dicts --------------------------------------------------------------------------------------------------
+
+    def load(self, added: Any, state_dict: Mapping[str, Tensor], strict: bool, assign: bool) -> Any:
+        """Write weights into the HF model's parameters; see `WeightMethods.load_state_dict`.
+
+        Args:
+            added: what loads and gives the state dict of the modules that were added to the facade.
+        """
+        if self.weights.processing.any:
+            raise ReadOnlyWeightError(
+                "this model shows processed weights, which its parameters cannot take over. Call "
+                "load_and_process_state_dict, or load the model with from_pretrained_no_processing first."
+            )
+        weights, own = self.weights, added.state_dict()
+        names = weights.names()
+        shapes = {name: weights.shape(name) for name in names} | {name: w.shape for name, w in own.items()}
+        given = {name: value for name, value in state_dict.items() if not name.endswith((".mask", ".IGNORE"))}
+        missing, unexpected = [n for n in shapes if n not in given], [n for n in given if n not in shapes]
+        wrong = [
+            f"{name}: {tuple(given[name].shape)} instead of {tuple(shape)}"
+            for name, shape in shapes.items()
+            if name in given and given[name].shape != shape
+        ]
+        if (strict and (missing or unexpected)) or wrong:
+            raise RuntimeError(
+                f"cannot load the state dict: missing {missing}, unexpected {unexpected}, shapes {wrong}"
+            )
+        self._refuse_untying(given)
+        taken = [name for name in names if name in given]
+        for name in taken:
+            weights.check(name, given[name])
+        for name in taken:
+            weights.set(name, given[name])
+        added.load_state_dict({name: given[name] for name in own if name in given}, strict=False)
+        return torch.nn.modules.module._IncompatibleKeys(missing, unexpected)
+
+    def _refuse_untying(self, given: Mapping[str, Tensor]) -> None:
+        tied = (given["embed.W_E"], given["unembed.W_U"]) if {"embed.W_E", "unembed.W_U"} <= given.keys() else None
+        if self.weights.tied and tied and not torch.equal(tied[0], tied[1].T.to(tied[0].device)):
+            raise UnsupportedModelError(
+                "unembed.W_U is tied to embed.W_E in this HF model, and the state dict has different values for "
+                "them. Load the HF model with tie_word_embeddings=False."
+            )
+
+    def load_and_process(self, model: Any, state_dict: Mapping[str, Tensor], chosen: Processing) -> None:
+        """Write unprocessed weights and show them processed; see `WeightMethods.load_and_process_state_dict`."""
+        before = self.weights.processing
+        self.process(Processing())
+        try:
+            model.load_state_dict(model.fill_missing_keys(state_dict), strict=False)
+        except Exception:
+            self.process(before)
+            raise
+        self.process(chosen)
 
 
 def listening(points: Mapping[str, HookPoint]) -> dict[str, nn.Module]:

@@ -27,8 +27,12 @@ class PlacementMethods(nn.Module):
 
         `state_dict` has TransformerLens' names.
         """
-        yield from self.hf_model.named_parameters(prefix, recurse, remove_duplicate)
-        yield from super().named_parameters(prefix, recurse, remove_duplicate)
+        own = dict(self.hf_model.named_parameters(prefix, recurse, remove_duplicate))
+        yield from own.items()
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            # Of a model that was made from a config, the modules are the facade's too.
+            if own.get(name) is not parameter:
+                yield name, parameter
 
     def train(self, mode: bool = True) -> Any:
         """Set training mode, on the HF model too (its dropout is HF's)."""

@@ -8,25 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from .errors import ReadOnlyWeightError, UnsupportedModelError
 from .factored_matrix import FactoredMatrix
 from .interior import Interior
+from .native.initialisation import draw_for, is_drawn
+from .native.interior import NativeInterior
 from .processing import Processing
 from .readonly import read_only
-from .utilities.initialization_utils import (
-    calc_fan_in_and_fan_out,
-    init_kaiming_normal_,
-    init_kaiming_uniform_,
-    init_xavier_normal_,
-    init_xavier_uniform_,
-)
 from .utilities.matrix import composition_scores
 from .weight_processing import ProcessWeights
 
@@ -44,8 +37,9 @@ def _stacked(name: str, shape: str) -> Any:
 class WeightMethods:
     """The weights of a hooked model under TransformerLens' names."""
 
-    interior: Interior
+    interior: Interior | NativeInterior
     cfg: Any
+    setup: Any
 
     W_Q = _stacked("attn.W_Q", "n_layers n_heads d_model d_head")
     W_K = _stacked("attn.W_K", "n_layers n_heads d_model d_head")
@@ -154,36 +148,15 @@ class WeightMethods:
     def set_processing(self, chosen: Processing) -> None:
         """Change the basis in which activations and weights are shown; no parameter changes, and it can be undone.
 
-        What would change the model's function is left out: centring the stream of a model with RMS norms, folding norms
+        The weights of a model that was made from a config are rewritten instead, for good. What would change the model's function is left out: centring the stream of a model with RMS norms, folding norms
         that stand behind a branch, centring logits that are capped.
 
         Raises:
             AssertionError: refactoring queries and keys that are rotated before they meet.
             ValueError: refactoring heads that share keys and values.
         """
-        chosen = self._allowed(chosen)
-        self.interior.weights.processing = chosen
-        self.cfg.normalization_type = self.interior.architecture.norm + ("Pre" if chosen.fold_ln else "")
-        self.cfg.layer_norm_folding = chosen.fold_ln
-
-    def _allowed(self, chosen: Processing) -> Processing:
-        architecture, cfg = self.interior.architecture, self.cfg
-        if chosen.refactor_factored_attn_matrices:
-            if architecture.block.rotary:
-                raise AssertionError("queries and keys cannot be refactored where they are rotated before they meet")
-            if cfg.n_key_value_heads is not None:
-                raise ValueError("attention cannot be refactored where several query heads share a key and value")
-        left_out: dict[str, str | None] = {}
-        if architecture.norm != "LN":
-            left_out["center_writing_weights"] = None
-        if architecture.block.ln1 is None:
-            left_out["fold_ln"] = "its norms stand behind attention and MLP, where nothing linear reads them"
-        if cfg.output_logits_soft_cap > 0:
-            left_out["center_unembed"] = "its logits are capped, which centring would change"
-        for option, why in left_out.items():
-            if why is not None and getattr(chosen, option):
-                logging.warning("%s is left out for this model: %s", option, why)
-        return replace(chosen, **dict.fromkeys(left_out, False))
+        self.interior.process(chosen)
+        self.setup()
 
     def process_weights_(
         self,
@@ -232,10 +205,7 @@ class WeightMethods:
         for name in self.interior.weights.names():
             weight = self.interior.weights.get(name)
             out[prefix + name] = weight if keep_vars else weight.detach()
-        for layer in range(self.cfg.n_layers):
-            attention = f"{prefix}blocks.{layer}.attn."
-            out[attention + "mask"] = torch.empty(0, 0, dtype=torch.bool, device=self.cfg.device)
-            out[attention + "IGNORE"] = torch.tensor(-torch.inf, device=self.cfg.device)
+        out |= {prefix + name: value for name, value in self.interior.weights.constants().items()}
         return out
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
@@ -248,39 +218,7 @@ class WeightMethods:
                 then.
             UnsupportedModelError: if the head is tied to the embedding and the two are given different values.
         """
-        if self.processing.any:
-            raise ReadOnlyWeightError(
-                "this model shows processed weights, which its parameters cannot take over. Call "
-                "load_and_process_state_dict, or load the model with from_pretrained_no_processing first."
-            )
-        weights = self.interior.weights
-        names = weights.names()
-        added = super().state_dict()  # type: ignore[misc]
-        shapes = {name: weights.shape(name) for name in names} | {name: w.shape for name, w in added.items()}
-        given = {name: value for name, value in state_dict.items() if not name.endswith((".mask", ".IGNORE"))}
-        missing, unexpected = [n for n in shapes if n not in given], [n for n in given if n not in shapes]
-        wrong = [
-            f"{name}: {tuple(given[name].shape)} instead of {tuple(shape)}"
-            for name, shape in shapes.items()
-            if name in given and given[name].shape != shape
-        ]
-        if (strict and (missing or unexpected)) or wrong:
-            raise RuntimeError(
-                f"cannot load the state dict: missing {missing}, unexpected {unexpected}, shapes {wrong}"
-            )
-        tied = (given["embed.W_E"], given["unembed.W_U"]) if {"embed.W_E", "unembed.W_U"} <= given.keys() else None
-        if weights.tied and tied and not torch.equal(tied[0], tied[1].T.to(tied[0].device)):
-            raise UnsupportedModelError(
-                "unembed.W_U is tied to embed.W_E in this HF model, and the state dict has different values for "
-                "them. Load the HF model with tie_word_embeddings=False."
-            )
-        taken = [name for name in names if name in given]
-        for name in taken:
-            weights.check(name, given[name])
-        for name in taken:
-            weights.set(name, given[name])
-        super().load_state_dict({name: given[name] for name in added if name in given}, strict=False)  # type: ignore[misc]
-        return torch.nn.modules.module._IncompatibleKeys(missing, unexpected)
+        return self.interior.load(super(), state_dict, strict, assign)
 
     def load_and_process_state_dict(
         self,
@@ -292,18 +230,11 @@ class WeightMethods:
         refactor_factored_attn_matrices: bool = False,
     ) -> None:
         """Write unprocessed weights into the HF model's parameters and show them processed by these options."""
-        before = self.processing
-        self.set_processing(Processing())
-        try:
-            self.load_state_dict(self.fill_missing_keys(state_dict), strict=False)
-        except Exception:
-            self.set_processing(before)
-            raise
-        self.set_processing(
-            Processing(
-                fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices
-            )
+        chosen = Processing(
+            fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices
         )
+        self.interior.load_and_process(self, state_dict, chosen)
+        self.setup()
 
     def fill_missing_keys(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """The state dict with the model's present values where it has none; a missing weight matrix is warned of."""
@@ -321,29 +252,11 @@ class WeightMethods:
             ReadOnlyWeightError: if processing is on.
             ValueError: for an unknown mode.
         """
-        cfg, weights = self.cfg, self.interior.weights
+        cfg, weights, draw = self.cfg, self.interior.weights, draw_for(self.cfg)
         if cfg.seed is not None:
             torch.manual_seed(cfg.seed)
         for name in weights.names():
-            if "W_" in name:
+            if is_drawn(name):
                 value = torch.empty(weights.shape(name), dtype=cfg.dtype)
-                _draw(value, name, cfg.init_mode, cfg.initializer_range)
+                draw(name, value)
                 weights.set(name, value)
-
-
-def _draw(value: Tensor, name: str, mode: str, gain: float) -> None:
-    if mode == "gpt2":
-        nn.init.normal_(value, std=gain)
-    elif mode in ("xavier_uniform", "xavier_normal"):
-        (init_xavier_uniform_ if mode == "xavier_uniform" else init_xavier_normal_)(value, gain=gain)
-    elif mode in ("kaiming_uniform", "kaiming_normal"):
-        draw = init_kaiming_uniform_ if mode == "kaiming_uniform" else init_kaiming_normal_
-        draw(value, gain=gain, nonlinearity="relu", mode="fan_in")
-    elif mode == "muP":
-        fan_in, _ = calc_fan_in_and_fan_out(value)
-        nn.init.normal_(value, std=1.0 if "embed" in name else fan_in**-0.5)
-    else:
-        raise ValueError(
-            f"unknown init_mode {mode!r}: use gpt2, xavier_uniform, xavier_normal, kaiming_uniform, "
-            "kaiming_normal or muP"
-        )

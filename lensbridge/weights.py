@@ -75,6 +75,15 @@ class WeightViews:
         """Every weight of the model in the active basis, in TransformerLens' order."""
         return [name for name, (branch, _, short) in self._table.items() if not self._folded(branch, short)]
 
+    def constants(self) -> dict[str, Tensor]:
+        """What TransformerLens' state dict has besides weights; the masks are empty here."""
+        out: dict[str, Tensor] = {}
+        for layer in range(self.cfg.n_layers):
+            attention = f"blocks.{layer}.attn."
+            out[attention + "mask"] = torch.empty(0, 0, dtype=torch.bool, device=self.cfg.device)
+            out[attention + "IGNORE"] = torch.tensor(-torch.inf, device=self.cfg.device)
+        return out
+
     def _folded(self, branch: str, short: str) -> bool:
         return self.processing.fold_ln and short.startswith("ln.") and branch != "embed"
 

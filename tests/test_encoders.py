@@ -6,6 +6,7 @@ Their numbers are compared with TransformerLens in ``compat_tests/``; here is wh
 from __future__ import annotations
 
 import copy
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,11 @@ def run(model: Any) -> torch.Tensor:
 @pytest.fixture(params=[bert, t5, hubert], ids=["bert", "t5", "hubert"])
 def model(request: pytest.FixtureRequest) -> Any:
     return hooked(request.param())
+
+
+def test_transformer_lens_module_paths() -> None:
+    for kind in (HookedEncoder, HookedEncoderDecoder, HookedAudioEncoder, BertNextSentencePrediction):
+        assert getattr(importlib.import_module(f"lensbridge.{kind.__name__}"), kind.__name__) is kind
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -282,6 +288,19 @@ def test_an_edit_under_gradient_checkpointing_is_refused() -> None:
         model(TOKENS)
 
 
+def test_layers_dropped_at_random() -> None:
+    model = hooked(hubert(layerdrop=0.9))
+    model.train()
+    inputs = torch.randn(1, 5, 12)
+    assert model(inputs).shape == inputs.shape
+    with pytest.raises(UnsupportedModelError, match="layerdrop = 0"):
+        model.run_with_cache(inputs)
+    model.hf_model.config.layerdrop = 0.0
+    _, cache = model.run_with_cache(inputs)
+    assert "blocks.1.hook_resid_post" in cache
+    assert all(module.training for module in model.hf_model.modules())
+
+
 def test_a_replaced_module_is_noticed() -> None:
     model = hooked(bert())
     model.run_with_cache(TOKENS)
@@ -436,6 +455,18 @@ def test_models_that_it_does_not_run_on() -> None:
         hooked(hubert(do_stable_layer_norm=True, feat_extract_norm="layer"))
     with pytest.raises(UnsupportedModelError, match="HookedAudioEncoder runs on"):
         HookedAudioEncoder.from_pretrained("here", hf_model=t5())
+
+
+def test_a_dtype_that_is_not_applied_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    hooked(bert(), dtype=torch.float16)
+    assert "not applied" in caplog.text
+
+
+def test_stacks_of_different_heights() -> None:
+    model = hooked(t5(num_decoder_layers=1))
+    assert model.all_head_labels() == [f"EL{x}H{h}" for x in range(2) for h in range(3)] + ["DL0H0", "DL0H1", "DL0H2"]
+    assert model.W_Q.shape == (3, 3, 12, 5)
+    assert "decoder.1.hook_resid_pre" not in model.hook_dict
 
 
 def test_arguments_that_nothing_would_read() -> None:

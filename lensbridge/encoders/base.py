@@ -199,7 +199,8 @@ class EncoderModel(HookedRootModule):
 
     def all_head_labels(self) -> list[str]:
         """``["L0H0", "L0H1", ...]``."""
-        return [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
+        layers = [name.rpartition(".")[2] for name in self.layers()]
+        return [f"L{layer}H{head}" for layer in layers for head in range(self.cfg.n_heads)]
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True

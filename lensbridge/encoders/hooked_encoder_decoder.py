@@ -117,8 +117,8 @@ class HookedEncoderDecoder(EncoderModel):
 
     def all_head_labels(self) -> list[str]:
         """``["EL0H0", ..., "DL0H0", ...]``: the encoder's heads, then the decoder's."""
-        labels = super().all_head_labels()
-        return [f"E{label}" for label in labels] + [f"D{label}" for label in labels]
+        stacks = [name[0].upper() for name in self.layers() for _ in range(self.cfg.n_heads)]
+        return [stack + label for stack, label in zip(stacks, super().all_head_labels(), strict=True)]
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """Move or cast the HF model (arguments as for ``torch.nn.Module.to``), and note it in ``cfg``."""

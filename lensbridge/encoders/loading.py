@@ -96,6 +96,9 @@ def _given(wish: Wish) -> Any:
             f"{', '.join(sorted(wish.kwargs))}: these go to HuggingFace's from_pretrained, which is not called when "
             "hf_model is given. Load hf_model with them instead."
         )
+    dtype = getattr(wish.hf_model, "dtype", None)
+    if wish.dtype not in (dtype, Wish.dtype):
+        logging.warning("dtype=%s is not applied to hf_model, which stays %s: use model.to(dtype)", wish.dtype, dtype)
     # A model with a head on an encoder of sound holds the encoder itself.
     base = getattr(wish.hf_model, "base_model", wish.hf_model)
     return base if FAMILIES.get(type(base).__name__) is HUBERT else wish.hf_model

@@ -71,7 +71,7 @@ class EncoderEngine:
         """What the module at ``path`` (empty for the whole model) returns for these arguments.
 
         Raises:
-            UnsupportedModelError: an edit in training with gradient checkpointing.
+            UnsupportedModelError: in training, hooks where layers are dropped at random, or edits with checkpointing.
         """
         with turn(self.hf_model):
             if not listeners:
@@ -80,8 +80,8 @@ class EncoderEngine:
 
     def _run_seen(self, path: str, args: tuple, kwargs: Mapping[str, Any], listeners: Listeners) -> Any:
         edits = edits_of(listeners)
-        if any(edits.values()):
-            self._refuse_checkpointing()
+        if self.hf_model.training:
+            self._refuse_in_training(any(edits.values()))
         plan = self._plan(path, edits)
         rows = next((value.shape[0] for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), 1)
         with self._wrapped(plan) as view, self._eager_attention(plan.needs_eager):
@@ -109,8 +109,15 @@ class EncoderEngine:
         if self._order is None:
             device = next(self.hf_model.parameters()).device
             inputs = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in self.sample.items()}
-            with self._eager_attention(True):
-                self._order = measure_order(self.hf_model, self.attentions, inputs)
+            # In training mode a layer may be dropped.
+            modes = [(module, module.training) for module in self.hf_model.modules()]
+            self.hf_model.eval()
+            try:
+                with self._eager_attention(True):
+                    self._order = measure_order(self.hf_model, self.attentions, inputs)
+            finally:
+                for module, mode in modes:
+                    module.training = mode
         return self._order
 
     @contextmanager
@@ -153,9 +160,14 @@ class EncoderEngine:
             finally:
                 self._running.pop()
 
-    def _refuse_checkpointing(self) -> None:
+    def _refuse_in_training(self, edits: bool) -> None:
         model = self.hf_model
-        if model.training and torch.is_grad_enabled() and model.is_gradient_checkpointing:
+        if getattr(model.config, "layerdrop", 0):
+            raise UnsupportedModelError(
+                "in training mode this model leaves out layers at random, and a hook there would not fire: call "
+                "hf_model.eval(), or set hf_model.config.layerdrop = 0"
+            )
+        if edits and torch.is_grad_enabled() and model.is_gradient_checkpointing:
             raise UnsupportedModelError(
                 "gradient checkpointing runs each block again in the backward pass, without the hooks, so that "
                 "gradients would be those of a run without edits: call hf_model.gradient_checkpointing_disable() first"

@@ -32,6 +32,10 @@ class NativeWeights:
         """Every parameter of the model, in TransformerLens' order."""
         return [name for name, _ in self.hf_model.named_parameters()]
 
+    def constants(self) -> dict[str, Tensor]:
+        """What a state dict has besides weights: nothing, since the model's own has it already."""
+        return {}
+
     def get(self, name: str) -> Tensor:
         """One weight: the parameter itself, or for the weights of grouped queries what heads see of it.
 

@@ -1,0 +1,73 @@
+"""What do the parts of a facade share when the model is one of our own?
+
+What `lensbridge.interior.Interior` is for a HuggingFace model. Here the facade's modules are the native model's
+themselves, so that weights need no views, state dicts no translation, and hook points no engine to show them values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..config import HookedTransformerConfig
+from ..processing import Processing
+from .engine import NativeEngine
+from .model import NativeForCausalLM
+from .processing import process_weights
+from .weights import NativeWeights
+
+
+class NativeBasis:
+    """The basis of a native model: values are in it as they are computed. The interface is that of `basis.Basis`."""
+
+    def value_bias(self, layer: int) -> None:
+        """Nothing: values are shown as they are."""
+
+    def head_maps(self, layer: int) -> None:
+        """Nothing: queries and keys are shown as they are."""
+
+
+@dataclass
+class NativeInterior:
+    """A native model with its config, weights, basis and engine."""
+
+    hf_model: NativeForCausalLM
+    cfg: HookedTransformerConfig
+    weights: NativeWeights
+    basis: NativeBasis
+    engine: NativeEngine
+
+    can_be_traced: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, hf_model: NativeForCausalLM) -> NativeInterior:
+        """The views of a native model."""
+        return cls(hf_model, hf_model.cfg, NativeWeights(hf_model), NativeBasis(), NativeEngine(hf_model))
+
+    def points(self) -> tuple[str, ...]:
+        """No names: a run comes by the hook points in TransformerLens' order, so that nobody has to know it."""
+        return ()
+
+    def served(self, known: Collection[str]) -> set[str]:
+        """All hook points fire, those that a user has added too."""
+        return set(known)
+
+    def process(self, chosen: Processing) -> None:
+        """Rewrite the weights by these options (`processing.py`)."""
+        self._processed(process_weights(self.hf_model, chosen))
+
+    def load(self, added: Any, state_dict: Mapping[str, Tensor], strict: bool, assign: bool) -> Any:
+        """`nn.Module.load_state_dict` of the facade, whose modules are the model's."""
+        return added.load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def load_and_process(self, model: Any, state_dict: Mapping[str, Tensor], chosen: Processing) -> None:
+        """Take over unprocessed weights, rewritten by these options."""
+        self.weights.processing = Processing()
+        self._processed(process_weights(self.hf_model, chosen, state_dict))
+
+    def _processed(self, done: Processing) -> None:
+        self.weights.processing = self.weights.processing | done
+        self.cfg.layer_norm_folding = self.weights.processing.fold_ln
