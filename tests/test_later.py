@@ -105,3 +105,22 @@ def test_what_is_not_there_is_a_key_error(cache: LaterDict) -> None:
     assert cache.get("nothing") is None and cache.pop("nothing", 3) == 3
     del cache["later"]
     assert "later" not in cache
+
+
+def test_a_cache_holds_what_was_there_whatever_happens_to_the_model(lens: Any, tokens: Tensor) -> None:
+    now = {name: value.clone() for name, value in lens.run_with_cache(tokens)[1].items()}
+    later = lens.run_with_cache(tokens)[1]
+    with torch.no_grad():
+        for parameter in lens.hf_model.parameters():
+            parameter.mul_(1.5)
+    lens.process_weights_(fold_ln=False, center_writing_weights=False, center_unembed=False)
+    lens.to(torch.bfloat16, print_details=False)
+    assert all(torch.equal(later[name], value) for name, value in now.items())
+
+
+def test_one_entry_does_not_keep_its_neighbours_alive(lens: Any, tokens: Tensor) -> None:
+    """Queries, keys and values are slices of one tensor of the HF model."""
+    for letter in "qkv":
+        name = f"blocks.0.attn.hook_{letter}"
+        value = lens.run_with_cache(tokens, names_filter=name)[1][name]
+        assert value.untyped_storage().nbytes() == value.nbytes

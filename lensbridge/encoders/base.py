@@ -6,12 +6,12 @@ about. No weight processing: 3.9.0 has none for encoders, so values are HuggingF
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..activation_cache import ActivationCache
 from ..config import HookedTransformerConfig
@@ -22,7 +22,7 @@ from ..factored_matrix import FactoredMatrix
 from ..hook_points import HookPoint
 from ..hooked_root_module import HookedRootModule
 from ..interior import listening
-from ..utilities.devices import move_to_and_update_config
+from ..placement import PlacementMethods
 from .layout import attentions_of, flags_of, sites_of
 from .loading import build_hf_model, family_of
 from .parts import Inside, build_parts
@@ -58,7 +58,7 @@ def as_cache_object(cache: dict[str, Tensor], model: Any, remove_batch_dim: bool
     return ActivationCache(cache, model, has_batch_dim=not remove_batch_dim)
 
 
-class EncoderModel(HookedRootModule):
+class EncoderModel(PlacementMethods, HookedRootModule):
     """A HuggingFace encoder with TransformerLens' hook points and weights; ``hf_model`` computes everything."""
 
     #: The HF classes that it runs on, the fullest first.
@@ -202,12 +202,6 @@ class EncoderModel(HookedRootModule):
         layers = [name.rpartition(".")[2] for name in self.layers()]
         return [f"L{layer}H{head}" for layer in layers for head in range(self.cfg.n_heads)]
 
-    def named_parameters(
-        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Parameter]]:
-        """What an optimiser trains: the HF model's parameters, under HF's names."""
-        yield from self.hf_model.named_parameters(prefix, recurse, remove_duplicate)
-
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """The weights under TransformerLens' names and in its shapes, sharing memory with the HF parameters."""
         out = {} if destination is None else destination
@@ -238,35 +232,3 @@ class EncoderModel(HookedRootModule):
         for name in taken:
             self.inside.weights.set(name, given[name])
         return torch.nn.modules.module._IncompatibleKeys(missing, unexpected)
-
-    # --- mode and place -----------------------------------------------------------------------------------------------
-
-    def train(self, mode: bool = True) -> Any:
-        """Set training mode, on the HF model too (its dropout is HF's)."""
-        super().train(mode)
-        self.hf_model.train(mode)
-        return self
-
-    def to(self, device_or_dtype: Any, print_details: bool = True) -> Any:  # type: ignore[override]
-        """Move or cast the HF model, and note it in ``cfg``."""
-        return move_to_and_update_config(self, device_or_dtype, print_details)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        # .half() and the like arrive here.
-        self.hf_model._apply(fn)
-        super()._apply(fn, recurse)
-        first = next(self.hf_model.parameters())
-        self.cfg.device, self.cfg.dtype = str(first.device), first.dtype
-        return self
-
-    def cuda(self, device: Any = None) -> Any:
-        """Move to a GPU."""
-        return self.to(torch.device("cuda", device) if isinstance(device, int) else device or "cuda")
-
-    def cpu(self) -> Any:
-        """Move to the CPU."""
-        return self.to("cpu")
-
-    def mps(self) -> Any:
-        """Move to Apple's GPU."""
-        return self.to(torch.device("mps"))

@@ -145,10 +145,13 @@ class QKVSite(Site):
         # A slice keeps the whole alive, which is all right where the others are kept, too.
         alone = not all(run.keeps(name) for name in self.names)
         for letter, name, part in zip(self.letters, self.names, self._parts(run), strict=True):
+            if not run.keeps(name):
+                continue
+            part = part.clone() if alone else part
             if letter == "v" and bias is not None:
                 run.keep_later(name, part, lambda v, c=bias: v - c)  # type: ignore[misc]
-            elif run.keeps(name):
-                run.keep(name, part.clone() if alone else part)
+            else:
+                run.keep(name, part)
 
     def _project(self, run: Run, letter: str, norm_output: Tensor) -> Tensor:
         weight, bias = run.basis.weights.parameters.projection(self.layer, letter.upper())

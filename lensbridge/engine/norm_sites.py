@@ -235,7 +235,8 @@ class UnembedInSite(Site):
 
     def record(self, run: Run) -> None:
         if run.basis.processing.fold_ln and run.final_input is not None:
-            output, norm = run.basis.norm_output, self.norm
-            run.keep_later(self.names[0], run.final_input, lambda x: output(norm.fused(x)[0], norm))
+            # Nothing of the model is asked for later, when it may have changed.
+            norm, dtype = self.norm, run.basis.weights.parameters.gain(self.norm.path).dtype
+            run.keep_later(self.names[0], run.final_input, lambda x: norm.fused(x)[0].to(dtype))
         else:
             run.keep(self.names[0], run.read(self.place))

@@ -338,8 +338,9 @@ class GateUpSite(Site):
             run.write(self.place, torch.cat(halves, dim=-1))
 
     def record(self, run: Run) -> None:
+        alone = not all(run.keeps(name) for name in self.names)
         for name, half in zip(self.names, run.read(self.place).chunk(2, dim=-1), strict=True):
-            run.keep(name, half)
+            run.keep(name, half.clone() if alone and run.keeps(name) else half)
 
 
 class UnembedOutSite(Site):
