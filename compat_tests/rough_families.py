@@ -34,8 +34,6 @@ class Family:
     options: dict[str, Any] = field(default_factory=dict)
     #: Options that 3.9.0 looks for among the config's attributes, where transformers 4 had them.
     left_for_reference: tuple[str, ...] = ()
-    #: Config fields in which ours says what the HF model does and 3.9.0 does not.
-    cfg_differs: tuple[str, ...] = ()
 
 
 FAMILIES = {

@@ -22,7 +22,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 HOW_TO_READ = """\
 Time as a multiple of a plain HuggingFace forward pass, median (minimum) over the rounds. The smaller the model, the
-more a run's fixed cost counts, and the cost of each hook point; the second model is as small as they come.
+more a run's fixed cost counts, and the cost of each hook point; the second model is as small as they come. The runs of
+a sweep can share forward passes, so that one of them may take less time than a pass of its own.
 [benchmarks/](benchmarks/README.md) says what each row does and how to run it."""
 
 

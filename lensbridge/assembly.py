@@ -39,8 +39,7 @@ def assembled(loaded: Loaded | None, cfg: HookedTransformerConfig) -> Assembled:
         return Assembled(interior, components_of(interior))
     if loaded is None and cfg.n_devices > 1:
         raise UnsupportedModelError(
-            f"n_devices={cfg.n_devices}: a model made from a config is on one device. Save it, and load it with "
-            "HookedTransformer.from_pretrained(directory, n_devices=...)"
+            f"n_devices={cfg.n_devices}: a model made from a config is on one device; set cfg.n_devices = 1"
         )
     hf_model = NativeForCausalLM.from_cfg(cfg) if loaded is None else loaded.hf_model
     # The very dict, so that a module put in another's place on the facade is the one that runs.

@@ -220,8 +220,14 @@ class Decoding:
             inputs["input_ids"] = self.text[:, -1:] if past else self.text
             return Request(inputs, self._span)
         residual = self._shown("hook_embed", self.embeds(), listeners)
-        positions = torch.zeros(residual.shape[:2], dtype=torch.long, device=residual.device)
-        residual = residual + self._shown("hook_pos_embed", self.model.pos_embed(positions), listeners)
+        kind = self.model.cfg.positional_embedding_type
+        if kind in ("standard", "shortformer"):
+            tokens = torch.zeros(residual.shape[:2], dtype=torch.long, device=residual.device)
+            positions = self._shown("hook_pos_embed", self.model.pos_embed(tokens), listeners)
+            if kind == "standard":
+                residual = residual + positions
+            else:
+                inputs["shortformer_pos_embed"] = positions
         inputs["inputs_embeds"] = residual
         return Request(inputs, span_of(self.model.cfg.n_layers, 0, None, "logits"), residual)
 

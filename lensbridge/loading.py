@@ -23,6 +23,7 @@ from . import model_names
 from .architectures import BY_CLASS, Architecture, architecture_of
 from .config import HookedTransformerConfig
 from .errors import ModelNotFoundError, UnknownArgumentError, UnsupportedModelError, near_misses
+from .native import NativeConfig, NativeForCausalLM
 from .parameters import matrix
 from .utilities.devices import get_device
 from .utilities.multi_gpu import resolve_device_map
@@ -53,7 +54,8 @@ class Loaded:
     """A model ready to be hooked."""
 
     hf_model: Any
-    architecture: Architecture
+    #: None for a model of our own (`native`), which is described by its config.
+    architecture: Architecture | None
     cfg: HookedTransformerConfig
 
 
@@ -105,6 +107,8 @@ def load(wish: Wish) -> Loaded:
     location = model_names.resolve(wish.model_name)
     checkpoint = _checkpoint(location, wish, kwargs)
     hf_model = _from_hub_or_disk(location, wish, kwargs) if wish.hf_model is None else _as_given(wish, kwargs)
+    if isinstance(hf_model, NativeForCausalLM):
+        return Loaded(hf_model, None, _own_config(hf_model, wish, location))
     architecture = architecture_of(hf_model)
     if wish.first_n_layers is not None and wish.first_n_layers != hf_model.config.num_hidden_layers:
         hf_model = truncated(hf_model, architecture, wish.first_n_layers)
@@ -112,6 +116,21 @@ def load(wish: Wish) -> Loaded:
     for name, value in checkpoint.items():
         setattr(cfg, name, value)
     return Loaded(hf_model, architecture, cfg)
+
+
+def _own_config(hf_model: NativeForCausalLM, wish: Wish, location: str) -> HookedTransformerConfig:
+    """The config of a native model, with what was asked for."""
+    for name in ("first_n_layers", "n_ctx"):
+        if getattr(wish, name) is not None:
+            raise UnsupportedModelError(f"{name} is for models of HuggingFace's; this one was made from a config")
+    if wish.n_devices > 1:
+        raise UnsupportedModelError(f"n_devices={wish.n_devices}: a model made from a config is on one device")
+    cfg, first = hf_model.cfg, hf_model.embed.W_E
+    cfg.device, cfg.dtype = str(first.device), first.dtype
+    cfg.tokenizer_name = cfg.tokenizer_name or location
+    if wish.default_prepend_bos is not None:
+        cfg.default_prepend_bos = wish.default_prepend_bos
+    return cfg
 
 
 def _as_given(wish: Wish, kwargs: dict[str, Any]) -> Any:
@@ -177,7 +196,7 @@ def _with_attributes(config: Any, kwargs: dict[str, Any]) -> Any:
 
 def _refuse_unrecorded(config: Any) -> None:
     """Refuse before the weights are read, by the config."""
-    if config.model_type not in {record.model_type for record in BY_CLASS.values()}:
+    if config.model_type not in {NativeConfig.model_type, *(record.model_type for record in BY_CLASS.values())}:
         asked = ", ".join(getattr(config, "architectures", None) or [config.model_type])
         raise UnsupportedModelError(
             f"no record of the architecture {asked}; known: {', '.join(sorted(BY_CLASS))}. "

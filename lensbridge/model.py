@@ -1,7 +1,8 @@
 """`HookedTransformer`: TransformerLens' model class, on an unmodified HuggingFace model.
 
-A facade of short methods. What they delegate to: `loading` (getting the HF model), `inputs` (arguments to a request),
-`engine` (the run), `weights` and `basis` (the two views), `tokens` (text), `blocks` (the components).
+A facade of short methods. What they delegate to: `loading` (getting the HF model), `assembly` (its parts, or those of a
+new model), `inputs` (arguments to a request), `engine` (the run), `weights` and `basis` (the two views), `tokens`
+(text), `blocks` (the components).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from . import loading
 from .activation_cache import ActivationCache
-from .blocks import Embed, Norm, PosEmbed, TransformerBlock, Unembed
+from .assembly import assembled, tokenizer_for
 from .cache import TransformerLensKeyValueCache
 from .config import HookedTransformerConfig
 from .errors import DisabledPointError, UnsupportedModelError
@@ -25,11 +26,11 @@ from .generation import GenerationMethods
 from .hook_points import HookPoint
 from .hooked_root_module import HookedRootModule
 from .inputs import Call, past_length, prepare, span_of
-from .interior import Interior, listening
+from .interior import listening
 from .later import Later, LaterDict
 from .loading import DTYPE_FROM_STRING as DTYPE_FROM_STRING
 from .placement import PlacementMethods
-from .points import FLAG_SETTERS, added_names, named_points
+from .points import FLAG_SETTERS, point_of
 from .processing import Processing
 from .sample_data import SampleDataMethods
 from .sweeps import SweepMethods
@@ -72,11 +73,21 @@ class HookedTransformer(
 ):
     """A HuggingFace language model with TransformerLens' hook points, weights and methods.
 
-    Made by `from_pretrained`. ``model.hf_model`` is the HuggingFace model itself, unchanged; it computes everything.
+    Made by `from_pretrained`, or from a config for a model that is to be trained. ``model.hf_model`` is the HuggingFace
+    model itself, unchanged; it computes everything.
     """
 
+    embed: Any
+    hook_embed: Any
+    #: Learned positions only, as `hook_pos_embed`.
+    pos_embed: Any
+    hook_pos_embed: Any
+    #: There under ``cfg.use_hook_tokens``.
+    hook_tokens: Any
     #: One `TransformerBlock` per layer.
     blocks: Any
+    ln_final: Any
+    unembed: Any
     _cache_type = LaterDict
 
     def __init__(
@@ -86,10 +97,21 @@ class HookedTransformer(
         move_to_device: bool = True,
         default_padding_side: PaddingSide = None,
     ) -> None:
-        """Called by `from_pretrained` (a subclass passes these arguments on).
+        """A new model of a config, with weights as ``cfg.init_mode`` and ``cfg.seed`` say (`native`).
+
+        `from_pretrained` calls this too, for the model that it has loaded; a subclass passes these arguments on.
+
+        Args:
+            cfg: the config, or a dict of its fields.
+            tokenizer: a HuggingFace tokenizer, or the name of one; None for ``cfg.tokenizer_name``, or tokens only.
+            move_to_device: whether the model goes to ``cfg.device``.
+            default_padding_side: "left" or "right"; None for the tokenizer's own.
 
         Raises:
-            UnsupportedModelError: when called by itself: there is no HF model then.
+            AssertionError: neither ``d_vocab`` nor a tokenizer is given.
+            ValueError: ``cfg`` is the name of a model, or has an option that is unknown.
+            UnsupportedModelError: the model is to be spread over devices, or quantized.
+            ModelNotFoundError: (an OSError) the name leads to no tokenizer.
         """
         super().__init__()
         if isinstance(cfg, str):
@@ -97,29 +119,19 @@ class HookedTransformer(
                 "pass a HookedTransformerConfig; to load a model by name use HookedTransformer.from_pretrained"
             )
         loaded = loading.being_built()
-        if loaded is None:
-            raise UnsupportedModelError(
-                "HookedTransformer runs a HuggingFace model: use HookedTransformer.from_pretrained(name), with a hub "
-                "id, a directory, or hf_model=..."
-            )
         self.cfg = HookedTransformerConfig.unwrap(cfg)
         self.tokenizer = None
         self.dataset = None
         self._recording: _Recording | None = None
-        self.interior = Interior.of(loaded.hf_model, loaded.architecture, self.cfg)
-        self.training = loaded.hf_model.training
+        tokenizer = tokenizer_for(loaded, tokenizer, self.cfg)
         if tokenizer is not None:
             self.set_tokenizer(tokenizer, default_padding_side=default_padding_side)
         elif default_padding_side is not None:
             logging.warning("default_padding_side is ignored: the model has no tokenizer")
-        self.embed = Embed(self.interior, "embed")
-        self.hook_embed = HookPoint()
-        if loaded.architecture.pos_embed is not None:
-            self.pos_embed = PosEmbed(self.interior, "pos_embed")
-            self.hook_pos_embed = HookPoint()
-        self.blocks = nn.ModuleList(TransformerBlock(self.interior, layer) for layer in range(self.cfg.n_layers))
-        self.ln_final = Norm(self.interior, "ln_final", loaded.architecture.ln_final)
-        self.unembed = Unembed(self.interior)
+        self.interior, self._modules = assembled(loaded, self.cfg)
+        self.training = self.hf_model.training
+        if move_to_device:
+            self.move_model_modules_to_device()
         self.setup()
 
     @property
@@ -271,7 +283,7 @@ class HookedTransformer(
             prepend_bos, padding_side: override the model's and the tokenizer's defaults for this call.
             start_at_layer: run from this block on.
             tokens: with ``start_at_layer``, the tokens that the loss is taken over.
-            shortformer_pos_embed: refused: no model here is a shortformer.
+            shortformer_pos_embed: with ``start_at_layer``, the positional embedding of a shortformer.
             attention_mask: 1 for tokens to attend to, 0 for padding, ``[batch, pos]``.
             stop_at_layer: run up to this block, not including it, and return the residual stream there; later layers do
                 not run. Negative numbers count from the end, as for ``start_at_layer``.
@@ -283,11 +295,13 @@ class HookedTransformer(
         """
         if return_type not in ("logits", "loss", "both", None):
             raise ValueError(f"return_type must be 'logits', 'loss', 'both' or None, not {return_type!r}")
-        if shortformer_pos_embed is not None:
+        if shortformer_pos_embed is not None and self.cfg.positional_embedding_type != "shortformer":
             raise UnsupportedModelError("shortformer_pos_embed was given, but this model is no shortformer")
         with LocallyOverridenDefaults(self, prepend_bos=prepend_bos, padding_side=padding_side):
             span = span_of(self.cfg.n_layers, start_at_layer, stop_at_layer, return_type)
             call = prepare(self, self.interior.basis, input, span, prepend_bos, tokens, attention_mask, past_kv_cache)
+            if shortformer_pos_embed is not None and not span.embeds:
+                call.request.inputs["shortformer_pos_embed"] = shortformer_pos_embed
             output = self.interior.engine.run(call.request, self._listeners(), self._recording)
             call.finish(self.interior.basis)
             return output if stop_at_layer is not None else self._returned(output, call, return_type, loss_per_token)
@@ -295,9 +309,11 @@ class HookedTransformer(
     def _returned(self, logits: Any, call: Call, return_type: str | None, per_token: bool) -> Any:
         if return_type is None or return_type == "logits":
             return logits
-        if call.tokens is None:
+        # What a run embeds is in its inputs, as hooks on tokens have left it.
+        tokens = call.request.inputs.get("input_ids", call.tokens)
+        if tokens is None:
             raise AssertionError("the loss needs the tokens: pass tokens= when starting at a layer")
-        loss = self.loss_fn(logits, call.tokens, call.attention_mask, per_token=per_token)
+        loss = self.loss_fn(logits, tokens, call.attention_mask, per_token=per_token)
         return loss if return_type == "loss" else Output(logits, loss)
 
     def loss_fn(
@@ -346,11 +362,11 @@ class HookedTransformer(
     def setup(self) -> None:
         """Name the modules and find the hook points, and modules that were put in a hook point's place."""
         super().setup()
-        ours = dict(named_points(self.cfg.n_layers, self.interior.architecture.features))
+        known = ((name, point_of(name)) for name in self.hook_dict)
         #: The flag of each point that has one.
-        self._flags = {name: point.flag for name, point in ours.items() if point.flag and name in self.hook_dict}
-        self._ours = tuple(ours)
-        served = {*ours, *added_names(self.cfg.n_layers)}
+        self._flags = {name: point.flag for name, point in known if point is not None and point.flag}
+        self._ours = self.interior.points()
+        served = self.interior.served(self.hook_dict)
         self._foreign = self.hook_dict.keys() - served
         modules = self.mod_dict
         self._spliced = {n: modules[n] for n in served if n in modules and not isinstance(modules[n], HookPoint)}
@@ -429,21 +445,21 @@ class HookedTransformer(
         padding_side: PaddingSide = USE_DEFAULT_VALUE,
         attention_mask: Tensor | None = None,
         past_kv_cache: TransformerLensKeyValueCache | None = None,
-    ) -> tuple[Float[Tensor, "batch pos d_model"], Int[Tensor, "batch pos"], None, Tensor | None]:
-        """(residual stream before block 0, tokens, None, attention mask in force or None) for an input.
-
-        The third entry is TransformerLens' positional embedding of shortformer models.
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Int[Tensor, "batch pos"], Tensor | None, Tensor | None]:
+        """(residual stream before block 0, tokens, positional embedding of a shortformer or None, attention mask in
+        force or None) for an input.
         """
         with LocallyOverridenDefaults(self, prepend_bos=prepend_bos, padding_side=padding_side):
             offset = 0 if past_kv_cache is None else past_kv_cache[0].past_keys.shape[1]
             span = span_of(self.cfg.n_layers, None, None, "logits")
             call = prepare(self, self.interior.basis, input, span, prepend_bos, None, attention_mask, past_kv_cache)
-            assert call.tokens is not None
-            embed = self.hook_embed(self.embed(call.tokens))
-            residual = self.get_residual(
-                embed, offset, prepend_bos, call.attention_mask, call.tokens, return_shortformer_pos_embed=False
-            )
-            return residual, call.tokens, None, call.attention_mask
+            tokens = call.tokens
+            assert tokens is not None
+            if self.cfg.use_hook_tokens:
+                tokens = self.hook_tokens(tokens)
+            embed = self.hook_embed(self.embed(tokens))
+            residual, positions = self.get_residual(embed, offset, prepend_bos, call.attention_mask, tokens)
+            return residual, tokens, positions, call.attention_mask
 
     def get_residual(
         self,
@@ -455,8 +471,15 @@ class HookedTransformer(
         return_shortformer_pos_embed: bool = True,
         device: str | torch.device | None = None,
     ) -> Any:
-        """Token embeddings with the positional embeddings added; with None for shortformer's, unless told otherwise."""
-        if tokens is None:
-            tokens = torch.ones(embed.shape[:2], dtype=torch.long, device=device or embed.device)
-        residual = embed + self.hook_pos_embed(self.pos_embed(tokens, pos_offset, attention_mask))
-        return (residual, None) if return_shortformer_pos_embed else residual
+        """(residual stream before block 0, positional embedding of a shortformer or None) for token embeddings; the
+        stream alone if told so. Rotary and ALiBi models have no positions in it.
+        """
+        residual, kind = embed, self.cfg.positional_embedding_type
+        positions: Any = None
+        if kind in ("standard", "shortformer"):
+            if tokens is None:
+                tokens = torch.ones(embed.shape[:2], dtype=torch.long, device=device or embed.device)
+            positions = self.hook_pos_embed(self.pos_embed(tokens, pos_offset, attention_mask))
+        if kind == "standard":
+            residual, positions = embed + positions, None
+        return (residual, positions) if return_shortformer_pos_embed else residual

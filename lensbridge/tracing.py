@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .engine import Engine
 from .engine.tracing import root_envoy, running_envoy
-from .errors import TraceError, UnknownArgumentError, UnknownPointError, near_misses
+from .errors import TraceError, UnknownArgumentError, UnknownPointError, UnsupportedModelError, near_misses
 from .hook_points import HookPoint
 from .inputs import prepare, span_of
 from .tokens import as_batch
@@ -58,7 +58,7 @@ class TraceMethods:
             options: ``prepend_bos``, ``padding_side`` and ``attention_mask``, as for ``forward``.
         """
         model: Any = self
-        return root_envoy(model.interior.engine, _Host(model)).trace(*input, gradients=gradients, **options)
+        return root_envoy(_traced(model), _Host(model)).trace(*input, gradients=gradients, **options)
 
     def session(self) -> Any:
         """A context around several traces, in which what one trace has computed is there for the next (nnsight's)."""
@@ -68,7 +68,7 @@ class TraceMethods:
     def envoy(self) -> Any:
         """nnsight's handle on the HuggingFace model; its parts have ``output`` and ``input`` while a trace runs."""
         model: Any = self
-        engine = model.interior.engine
+        engine = _traced(model)
         return running_envoy(engine) or root_envoy(engine, _Host(model))
 
     def _turn(self) -> AbstractContextManager:
@@ -87,6 +87,16 @@ class TraceMethods:
         return points[full]
 
 
+def _traced(model: HookedTransformer) -> Engine:
+    """The engine of a model that traces can be opened on."""
+    if not model.interior.can_be_traced:
+        raise UnsupportedModelError(
+            "a model that was made from a config has no traces, because nnsight's values belong to modules of "
+            "HuggingFace's own: use run_with_hooks, hooks or run_with_cache, whose hook points are the same"
+        )
+    return model.interior.engine  # type: ignore[return-value]
+
+
 class _Host:
     """The model as its traces know it; weakly, since the model holds what holds this."""
 
@@ -102,7 +112,7 @@ class _Host:
 
     @property
     def engine(self) -> Engine:
-        return self.model.interior.engine
+        return _traced(self.model)
 
     def points(self) -> Mapping[str, HookPoint]:
         return self.model.hook_dict

@@ -7,13 +7,14 @@ The properties and state-dict methods of `HookedTransformer`. Everything is a vi
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .errors import UnknownPointError
 from .factored_matrix import FactoredMatrix
 from .interior import Interior
 from .native.initialisation import draw_for, is_drawn
@@ -24,11 +25,19 @@ from .utilities.matrix import composition_scores
 from .weight_processing import ProcessWeights
 
 
+def _shown(read: Callable[[str], Tensor], name: str) -> Tensor:
+    """A weight; where there is none, an AttributeError, so that `hasattr` can tell."""
+    try:
+        return read(name)
+    except UnknownPointError as error:
+        raise AttributeError(str(error)) from None
+
+
 def _stacked(name: str, shape: str) -> Any:
     """A property that stacks one weight of all layers."""
 
     def get(self: Any) -> Tensor:
-        return self.interior.weights.stack(name)
+        return _shown(self.interior.weights.stack, name)
 
     get.__doc__ = f"``{name}`` of every layer, stacked: [{shape}]."
     return property(get)
@@ -72,7 +81,7 @@ class WeightMethods:
     @property
     def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
         """The positional embedding."""
-        return self.interior.weights.get("pos_embed.W_pos")
+        return _shown(self.interior.weights.get, "pos_embed.W_pos")
 
     @property
     def W_E_pos(self) -> Float[Tensor, "d_vocab_plus_n_ctx d_model"]:
@@ -148,8 +157,9 @@ class WeightMethods:
     def set_processing(self, chosen: Processing) -> None:
         """Change the basis in which activations and weights are shown; no parameter changes, and it can be undone.
 
-        The weights of a model that was made from a config are rewritten instead, for good. What would change the model's function is left out: centring the stream of a model with RMS norms, folding norms
-        that stand behind a branch, centring logits that are capped.
+        The weights of a model that was made from a config are rewritten instead, for good. What would change the
+        model's function is left out: centring the stream of a model with RMS norms, folding norms that stand behind a
+        branch, centring logits that are capped.
 
         Raises:
             AssertionError: refactoring queries and keys that are rotated before they meet.

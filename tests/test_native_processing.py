@@ -91,6 +91,22 @@ def test_a_gated_mlp_is_folded_where_the_norm_has_no_bias() -> None:
     torch.testing.assert_close(log_probs(model), before, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("fields", [{}, {"normalization_type": "RMS"}, {"act_fn": "solu_ln"}], ids=str)
+def test_a_processed_model_takes_unprocessed_weights(fields: dict[str, Any]) -> None:
+    model, other = new_model(**fields), new_model(**fields)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.3)
+    process_weights(model, DEFAULT)
+    norm = model.ln_final
+    process_weights(model, DEFAULT, other.state_dict())
+    assert model.ln_final is norm
+    torch.testing.assert_close(log_probs(model), log_probs(other), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="norms that were folded cannot take over blocks.0.ln1.w"):
+        process_weights(model, Processing(), other.state_dict())
+    torch.testing.assert_close(log_probs(model), log_probs(other), rtol=1e-4, atol=1e-5)
+
+
 def test_state_dicts_with_too_little_or_too_much(caplog: pytest.LogCaptureFixture) -> None:
     model, other = new_model(), new_model()
     given = {name: value * 1.5 for name, value in other.state_dict().items() if name.rsplit(".")[-1][:2] != "b_"}

@@ -211,7 +211,7 @@ def test_init_weights_draws_matrices_anew(hf: Any, raw: Any, mode: str) -> None:
 
 def test_init_weights_refuses(raw: Any, lens: Any) -> None:
     raw.cfg.init_mode = "zeros"
-    with pytest.raises(ValueError, match="unknown init_mode 'zeros'"):
+    with pytest.raises(ValueError, match="init_mode='zeros' is unknown"):
         raw.init_weights()
     with pytest.raises(ReadOnlyWeightError):
         lens.init_weights()

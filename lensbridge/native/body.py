@@ -81,6 +81,10 @@ class NativeBody:
             self.ln_final = final_norm(cfg)
         self.unembed = Unembed(cfg)
 
+    def hooked_tokens(self, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+        """Token ids as hooks on them leave them, where the model has such a hook point."""
+        return self.hook_tokens(tokens) if self.cfg.use_hook_tokens else tokens
+
     def embedded(
         self,
         tokens: Int[Tensor, "batch pos"] | None,
@@ -100,8 +104,6 @@ class NativeBody:
         """
         if embeds is None:
             assert tokens is not None
-            if self.cfg.use_hook_tokens:
-                tokens = self.hook_tokens(tokens)
             embeds = self.embed(tokens)
         embeds = self.hook_embed(embeds)
         if self.cfg.positional_embedding_type not in LEARNED_POSITIONS:

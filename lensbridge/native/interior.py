@@ -6,8 +6,9 @@ themselves, so that weights need no views, state dicts no translation, and hook 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -57,7 +58,8 @@ class NativeInterior:
 
     def process(self, chosen: Processing) -> None:
         """Rewrite the weights by these options (`processing.py`)."""
-        self._processed(process_weights(self.hf_model, chosen))
+        before, done = self.weights.processing, process_weights(self.hf_model, chosen)
+        self._note(Processing(*map(operator.or_, astuple(before), astuple(done))))
 
     def load(self, added: Any, state_dict: Mapping[str, Tensor], strict: bool, assign: bool) -> Any:
         """`nn.Module.load_state_dict` of the facade, whose modules are the model's."""
@@ -65,9 +67,8 @@ class NativeInterior:
 
     def load_and_process(self, model: Any, state_dict: Mapping[str, Tensor], chosen: Processing) -> None:
         """Take over unprocessed weights, rewritten by these options."""
-        self.weights.processing = Processing()
-        self._processed(process_weights(self.hf_model, chosen, state_dict))
+        self._note(process_weights(self.hf_model, chosen, state_dict))
 
-    def _processed(self, done: Processing) -> None:
-        self.weights.processing = self.weights.processing | done
-        self.cfg.layer_norm_folding = self.weights.processing.fold_ln
+    def _note(self, processing: Processing) -> None:
+        self.weights.processing = processing
+        self.cfg.layer_norm_folding = processing.fold_ln

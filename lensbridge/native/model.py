@@ -151,6 +151,8 @@ class NativeForCausalLM(NativeBody, NativePreTrainedModel, GenerationMixin):
         entries, past = entries_of(past_key_values)
         if position_ids is not None:
             position_ids = self._own_positions(position_ids, past, source.shape[1], attention_mask)
+        if input_ids is not None:
+            input_ids = self.hooked_tokens(input_ids)
         residual, pos_embed = self.embedded(input_ids, past, attention_mask, inputs_embeds, position_ids)
         streams = []
         if output_hidden_states:

@@ -9,6 +9,7 @@ without gain and bias. An option that cannot be carried out without changing the
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -26,6 +27,8 @@ from .body import LEARNED_POSITIONS, NativeBody, final_norm
 State = dict[str, Tensor]
 #: ``normalization_type`` -> that of the norms that are left when gain and bias are folded.
 FOLDED: dict[str | None, str] = {"LN": "LNPre", "RMS": "RMSPre"}
+#: Gain and bias of the norms that can be folded.
+NORM_WEIGHT = re.compile(r"(^|\.)(ln1|ln2|ln_final|mlp\.ln)\.[wb]$")
 
 
 def process_weights(
@@ -42,20 +45,27 @@ def process_weights(
         UnsupportedModelError: (a ValueError) ``refactor_factored_attn_matrices`` where queries and keys are more than
             linear maps of the stream, or shared by heads.
         AssertionError: the same with rotary positions.
-        ValueError: ``state_dict`` lacks a weight matrix of a block.
+        ValueError: ``state_dict`` lacks a weight matrix of a block, or has norms to fold that are not to be folded
+            while those of the model were.
     """
     own = model.state_dict()  # type: ignore[attr-defined]
-    state = own if state_dict is None else completed(state_dict, own)
+    folded = model.cfg.normalization_type in FOLDED.values()
+    state = own if state_dict is None else completed(state_dict, own, folded)
+    gains = [name for name in state if name not in own]
+    if gains and not options.fold_ln:
+        raise ValueError(f"norms that were folded cannot take over {', '.join(gains)}: fold these too (fold_ln=True)")
     options = possible(options, model.cfg, state)
     state = processed(state, model.cfg, options)
-    if options.fold_ln:
+    if options.fold_ln and not gains:
         _drop_gains(model)
     model.load_state_dict(state)  # type: ignore[attr-defined]
     return options
 
 
-def completed(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> State:
+def completed(given: Mapping[str, Tensor], own: Mapping[str, Tensor], folded: bool = False) -> State:
     """The weights of ``own`` with those that are given in their place; old state dicts lack constants and biases.
+
+    With ``folded`` the model's norms have lost gain and bias, which are taken over where they are given.
 
     Raises:
         ValueError: a weight matrix of a block is missing, which is never right.
@@ -66,10 +76,11 @@ def completed(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> State:
         raise ValueError(f"the state dict lacks weight matrices: {', '.join(matrices)}")
     if matrices:
         logging.warning("missing from the state dict, kept as they are: %s", ", ".join(matrices))
-    unknown = [name for name in given if name not in own and not name.endswith(CONSTANTS)]
+    norms = {name: value for name, value in given.items() if folded and name not in own and NORM_WEIGHT.search(name)}
+    unknown = [name for name in given if name not in {*own, *norms} and not name.endswith(CONSTANTS)]
     if unknown:
         logging.warning("in the state dict, but not in the model: %s", ", ".join(unknown))
-    return {name: given.get(name, value) for name, value in own.items()}
+    return {name: given.get(name, value) for name, value in own.items()} | norms
 
 
 def possible(options: Processing, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> Processing:
@@ -118,7 +129,8 @@ def processed(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig, op
 
 
 def _why_not_fold(cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> str | None:
-    if cfg.normalization_type not in FOLDED:
+    folded_now = cfg.normalization_type in FOLDED.values() and "ln_final.w" in state
+    if cfg.normalization_type not in FOLDED and not folded_now:
         return f"norms of type {cfg.normalization_type!r} have no gain to fold"
     if cfg.original_architecture in POST_NORM:
         return "the norms stand behind attention and MLP, so no weight reads them"
@@ -176,7 +188,7 @@ def _check_refactoring(cfg: HookedTransformerConfig) -> None:
 
 
 def _fold_norms(state: State, cfg: HookedTransformerConfig) -> None:
-    centres = cfg.normalization_type == "LN"
+    centres = cfg.normalization_type in ("LN", "LNPre")
     group = "" if cfg.n_key_value_heads is None else "_"
     for layer in range(cfg.n_layers):
         block = f"blocks.{layer}"

@@ -20,6 +20,7 @@ from ..engine import Request
 from ..hooked_root_module import NamedHook
 from ..inputs import Call, prepare, span_of
 from ..interior import Interior
+from ..native.interior import NativeInterior
 from ..tokens import PaddingSide
 from ..utilities.defaults_utils import USE_DEFAULT_VALUE, LocallyOverridenDefaults
 from .interventions import SQUARES, Intervention, layer_of, resolve
@@ -33,7 +34,7 @@ class SweepMethods:
     """`run_sweep`, as a method of a model."""
 
     cfg: Any
-    interior: Interior
+    interior: Interior | NativeInterior
     hf_model: Any
 
     def run_sweep(
@@ -148,6 +149,9 @@ class _Base:
 
     def _must_run_alone(self) -> bool:
         model = self.model
+        # A shortformer has its positions beside the stream, so that the stream alone is no place to start from.
+        if model.cfg.positional_embedding_type == "shortformer":
+            return True
         return any(point.bwd_hooks for point in model.hook_points()) or any(
             isinstance(module, nn.Dropout) and module.training and module.p > 0 for module in model.hf_model.modules()
         )
