@@ -190,6 +190,9 @@ class HookPoint(nn.Module):
         if name == "value":
             # Past nn.Module's own, which would register a parameter.
             _served(self).write(self, value)
+        elif name in ("fwd_hooks", "bwd_hooks"):
+            # A model looks at the lists themselves.
+            getattr(self, name)[:] = value
         else:
             super().__setattr__(name, value)
 

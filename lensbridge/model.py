@@ -365,6 +365,8 @@ class HookedTransformer(
         known = ((name, point_of(name)) for name in self.hook_dict)
         #: The flag of each point that has one.
         self._flags = {name: point.flag for name, point in known if point is not None and point.flag}
+        # Every run asks whether there is a hook at all: one look at the lists themselves.
+        self._hook_lists = [h for p in self.hook_points() for h in (p.fwd_hooks, p.bwd_hooks, p._forward_hooks)]
         self._ours = self.interior.points()
         served = self.interior.served(self.hook_dict)
         self._foreign = self.hook_dict.keys() - served
@@ -372,9 +374,9 @@ class HookedTransformer(
         self._spliced = {n: modules[n] for n in served if n in modules and not isinstance(modules[n], HookPoint)}
 
     def _listeners(self) -> dict[str, nn.Module]:
+        if not self._spliced and not any(self._hook_lists):
+            return {}
         found = listening(self.hook_dict)
-        if not found and not self._spliced:
-            return found
         for name in found.keys() & self._flags.keys():
             self._check_flag(name)
         # Hook points inside a spliced-in module fire when that module calls them.

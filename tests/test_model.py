@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -435,3 +436,17 @@ def test_gradients_are_cached(lens: Any, tokens: Tensor) -> None:
     expected = (loss_at(1e-5) - loss_at(-1e-5)) / 2e-5
     assert float((cache["blocks.1.hook_resid_post_grad"] * direction).sum()) == pytest.approx(expected, rel=1e-5)
     assert lens.list_hooks() == {}
+
+
+def test_hooks_are_found_however_they_came_and_went(lens: Any, tokens: Tensor) -> None:
+    plain, point, seen = lens(tokens), lens.blocks[0].hook_resid_post, []
+    twin = copy.deepcopy(lens)
+    handle = point.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    lens(tokens)
+    handle.remove()
+    lens.add_hook(point.name, lambda value, hook: value * 0)
+    assert len(seen) == 1 and not torch.equal(lens(tokens), plain)
+    point.fwd_hooks = []
+    assert torch.equal(lens(tokens), plain)
+    twin.add_hook(point.name, lambda value, hook: value * 0)
+    assert not torch.equal(twin(tokens), plain) and torch.equal(lens(tokens), plain)
