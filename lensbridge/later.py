@@ -13,21 +13,35 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
+
+from .errors import HookError
 
 
 class Later:
     """A value to be computed once: ``function(raw)``, off the graph."""
 
-    __slots__ = ("_function", "_value")
+    __slots__ = ("_function", "_value", "_version")
 
     def __init__(self, function: Callable[[Tensor], Tensor], raw: Tensor) -> None:
         self._function: Callable[[Tensor], Tensor] | None = function
         self._value = raw
+        self._version = None if raw.is_inference() else raw._version
 
     def __call__(self) -> Tensor:
-        """The value; two entries that share it get the same tensor."""
+        """The value; two entries that share it get the same tensor.
+
+        Raises:
+            HookError: (a RuntimeError) something has overwritten the tensor that it is made of.
+        """
         if self._function is not None:
-            with torch.no_grad():
+            if self._version is not None and self._value._version != self._version:
+                raise HookError(
+                    "a cached activation is lost: something in the model (a PyTorch hook on one of its modules, say) "
+                    "has overwritten in place what it was to be computed from. Run with device= to keep copies."
+                )
+            # Whatever mode the caller is in, the value has to serve a later use in another.
+            with torch.inference_mode(False), torch.no_grad():
                 self._value = self._function(self._value)
             self._function = None
         return self._value
@@ -92,3 +106,11 @@ class LaterDict(dict[str, Tensor]):
     def __reduce__(self) -> Any:
         # Copies and pickles have tensors only, and are of a class that torch.load(weights_only=True) lets through.
         return OrderedDict, (dict(self),)
+
+
+# Functions on nested containers (torch.utils._pytree, torch.func) go into it as into any dict.
+_pytree.register_pytree_node(
+    LaterDict,
+    lambda cache: (list(cache.values()), list(cache)),
+    lambda values, names: dict(zip(names, values, strict=True)),
+)

@@ -124,3 +124,57 @@ def test_one_entry_does_not_keep_its_neighbours_alive(lens: Any, tokens: Tensor)
         name = f"blocks.0.attn.hook_{letter}"
         value = lens.run_with_cache(tokens, names_filter=name)[1][name]
         assert value.untyped_storage().nbytes() == value.nbytes
+
+
+def test_values_come_without_the_models_biases_of_then(new_lens: Any, tokens: Tensor) -> None:
+    lens = new_lens(fold_ln=False)
+    now = {name: value.clone() for name, value in lens.run_with_cache(tokens)[1].items()}
+    later = lens.run_with_cache(tokens)[1]
+    with torch.no_grad():
+        for parameter in lens.hf_model.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(later[name], value) for name, value in now.items())
+
+
+def test_a_first_look_in_inference_mode_serves_training_too(lens: Any, tokens: Tensor) -> None:
+    cache = lens.run_with_cache(tokens)[1]
+    with torch.inference_mode():
+        assert all(not value.is_inference() for value in cache.values())
+
+
+@pytest.mark.parametrize("start", [None, 1])
+def test_an_edit_of_one_entry_leaves_the_others(raw: Any, lens: Any, tokens: Tensor, start: int | None) -> None:
+    for model in (raw, lens):
+        given = tokens if start is None else model(tokens, stop_at_layer=1)
+        now = {n: v.clone() for n, v in model.run_with_cache(given, start_at_layer=start)[1].items()}
+        later = model.run_with_cache(given, start_at_layer=start)[1]
+        if start is not None:
+            given.zero_()
+        later["blocks.1.hook_resid_pre"].zero_()
+        norms = [name for name in now if name.endswith(("hook_scale", "hook_normalized", "hook_v", "hook_z"))]
+        assert all(torch.equal(later[name], now[name]) for name in norms)
+
+
+def _double_input(module: Any, args: tuple) -> None:
+    args[0].mul_(2)
+
+
+def test_what_was_overwritten_is_an_error(lens: Any, tokens: Tensor) -> None:
+    handle = lens.hf_model.transformer.h[1].register_forward_pre_hook(_double_input)
+    with torch.no_grad():
+        cache = lens.run_with_cache(tokens, names_filter="blocks.0.hook_resid_post")[1]
+    handle.remove()
+    with pytest.raises(RuntimeError, match="overwritten in place"):
+        cache["blocks.0.hook_resid_post"]
+
+
+def test_functions_on_containers_go_into_it(cache: LaterDict) -> None:
+    doubled = torch.utils._pytree.tree_map(lambda value: value * 2, cache)
+    assert type(doubled) is dict and torch.equal(doubled["later"], torch.full((2,), 4.0))
+
+
+def test_a_slice_is_copied_in_other_runs_too(lens: Any, tokens: Tensor) -> None:
+    name = "blocks.0.attn.hook_q"
+    with lens.hooks([("blocks.1.hook_resid_post", lambda value, hook: None)]):
+        value = lens.run_with_cache(tokens, names_filter=name)[1][name]
+    assert value.untyped_storage().nbytes() == value.nbytes

@@ -117,12 +117,16 @@ class QKVSite(Site):
     def visit(self, run: Run) -> None:
         maps = run.basis.head_maps(self.layer)
         parts, changed = self._parts(run), False
+        # A slice keeps the whole alive, which is all right where the others are kept, too.
+        alone = not all(run.listens(name) for name in self.names)
         for index, (letter, name) in enumerate(zip(self.letters, self.names, strict=True)):
             if (self.layer, letter) in run.inputs:
                 parts[index], changed = self._project(run, letter, run.inputs.pop((self.layer, letter))), True
             if run.listens(name):
                 part = parts[index]
                 shown = self._read(run, letter, part, maps)
+                if shown is part and alone:
+                    shown = part.clone()
                 # What an edit changed is the difference to what was shown, where the heads are mapped.
                 value, edited = run.fire(name, shown, live=shown is part or maps is not None)
                 if edited:
@@ -142,16 +146,14 @@ class QKVSite(Site):
             self.visit(run)
             return
         bias = run.value_bias(self.layer) if "v" in self.letters and run.keeps(self.names[-1]) else None
-        # A slice keeps the whole alive, which is all right where the others are kept, too.
         alone = not all(run.keeps(name) for name in self.names)
         for letter, name, part in zip(self.letters, self.names, self._parts(run), strict=True):
             if not run.keeps(name):
                 continue
-            part = part.clone() if alone else part
             if letter == "v" and bias is not None:
-                run.keep_later(name, part, lambda v, c=bias: v - c)  # type: ignore[misc]
+                run.keep(name, part - bias)
             else:
-                run.keep(name, part)
+                run.keep(name, part.clone() if alone else part)
 
     def _project(self, run: Run, letter: str, norm_output: Tensor) -> Tensor:
         weight, bias = run.basis.weights.parameters.projection(self.layer, letter.upper())
@@ -268,6 +270,8 @@ class ZSite(Site):
         if bias is None:
             run.keep(self.z, heads)
         else:
+            # The bias may be the parameter itself, which training moves on.
+            bias = bias.clone()
             run.keep_later(self.z, heads, lambda z: z - bias)
 
     def _read(self, run: Run, heads: Tensor) -> tuple[Tensor, bool]:

@@ -182,6 +182,7 @@ class Engine:
         plan = self.plan_for(edits, request.span, recorded=None if recording is None else recording.names)
         with self.wrapped(plan) as view, self.eager_attention(plan.needs_eager):
             run = self.new_run(view, listeners, edits, request.batch_size, recording)
+            run.puts_off = request.residual is None
             with run.explaining():
                 return _trace(view, self.architecture, run, plan, request)
 

@@ -51,6 +51,8 @@ class Run:
     edited: Mapping[str, bool]
     #: What to keep of the values as they are after their hooks, if anything.
     recording: Recording | None
+    #: Whether what is kept may be computed when somebody looks; not where the run starts from the caller's own tensor.
+    puts_off: bool = True
     #: (layer, "q" | "k" | "v") -> norm output (HF basis) that this projection has to read instead of its own input.
     inputs: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     #: prefix of a norm -> what it has to be computed from instead of its own input.
@@ -149,9 +151,16 @@ class Run:
             self.recording.keep(name, value)  # type: ignore[union-attr]
 
     def keep_later(self, name: str, raw: Tensor, function: Callable[[Tensor], Tensor]) -> None:
-        """Keep ``function(raw)``, where nobody listens; it is computed when somebody looks."""
-        if name in self._kept:
+        """Keep ``function(raw)``, where nobody listens; it is computed when somebody looks.
+
+        ``raw`` must be nobody else's: what the caller has in hand may be edited before that.
+        """
+        if name not in self._kept:
+            return
+        if self.puts_off:
             self.recording.keep_later(name, Later(function, raw))  # type: ignore[union-attr]
+        else:
+            self.keep(name, function(raw))
 
     def keeps(self, name: str) -> bool:
         """Whether the value of a point is to be kept."""
@@ -159,8 +168,8 @@ class Run:
 
     def keep_stream(self, name: str, raw: Tensor) -> None:
         """Keep the residual stream ``raw``, where nobody listens; what ends a block and begins the next is one."""
-        if not self.stream.centred:
-            self.keep(name, raw)
+        if not self.stream.centred or not self.puts_off:
+            self.keep(name, self.stream.read(raw))
         elif name in self._kept:
             if self._later is None or self._later[0] is not raw:
                 self._later = raw, Later(self.stream.read, raw)

@@ -71,6 +71,9 @@ class SweepMethods:
             prepend_bos, padding_side, attention_mask: as for ``forward``.
             progress: show a progress bar.
 
+        A hook that raises ends the whole run that it shares, before its results come (``batch_size=1`` shares none).
+        Weights that change while the results are being taken make them a mixture: start a new sweep then.
+
         Raises:
             ValueError: for a ``batch_size`` below 1, or a negative ``logits_to_keep``.
             UnknownPointError, DisabledPointError: for a point that does not exist or is off, before anything is run.
