@@ -66,6 +66,8 @@ def prompt_of(model: Any, input: Any) -> Prompt:
                 f"shape {tuple(input.shape)}; one text of tokens is tokens[None]"
             )
     else:
+        if isinstance(input, list) and not input:
+            raise IndexError("the list of prompts is empty: generation starts from a text or a list of texts")
         # What is generated stands at the end, so a batch of texts is padded at the beginning.
         if isinstance(input, list) and len(input) > 1:
             side = "left"
@@ -136,6 +138,8 @@ class Ending:
             return None
         own = None if model.tokenizer is None else model.tokenizer.eos_token_id
         given = own if eos_token_id is None else eos_token_id
+        if isinstance(given, str):
+            raise TypeError(f"eos_token_id takes token ids, not a text: pass model.to_single_token({given!r})")
         if given is None:
             raise AssertionError(
                 "stop_at_eos needs to know the EOS token, and the model has no tokenizer with one: pass eos_token_id="

@@ -138,6 +138,10 @@ def refuse_too_long(length: int, positions: Tensor | None, n_ctx: int) -> None:
 def past_length(cache: TransformerLensKeyValueCache | None, batch: int, cfg: Any) -> int:
     if cache is None:
         return 0
+    if not isinstance(cache, TransformerLensKeyValueCache):
+        raise TypeError(
+            f"past_kv_cache is made by TransformerLensKeyValueCache.init_cache(...), this is a {type(cache).__name__}"
+        )
     cached, length, heads, d_head = cache[0].past_keys.shape
     if cached != batch:
         raise AssertionError(f"the key-value cache holds a batch of {cached}, the input has {batch}")

@@ -44,8 +44,11 @@ def steer(
 
     Raises:
         IndexError: for a layer that the model does not have.
+        TypeError: if the direction is no tensor.
         ValueError: if the last axis of the direction is not ``d_model``.
     """
+    if not isinstance(direction, Tensor):
+        raise TypeError(f"a direction is a tensor that ends in d_model, not a {type(direction).__name__}")
     if direction.shape[-1] != model.cfg.d_model:
         raise ValueError(f"a direction ends in d_model={model.cfg.d_model}, but this is {tuple(direction.shape)}")
     chosen = [positions] if isinstance(positions, int) else slice(None) if positions is None else positions

@@ -79,8 +79,10 @@ class SweepMethods:
             UnknownPointError, DisabledPointError: for a point that does not exist or is off, before anything is run.
             HookError: while running, if a hook returns a tensor of another shape or type than it was given.
         """
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size is the number of interventions per run, at least 1, not {batch_size}")
+        if metric is not None and not callable(metric):
+            raise TypeError(f"metric is a function of logits, not a {type(metric).__name__}")
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise ValueError(f"batch_size is the number of interventions per run, at least 1, not {batch_size!r}")
         if isinstance(logits_to_keep, int) and logits_to_keep < 0:
             raise ValueError(
                 f"logits_to_keep={logits_to_keep}: give how many of the last positions to keep (0: all), or a tensor "
@@ -90,6 +92,8 @@ class SweepMethods:
         with LocallyOverridenDefaults(self, **options):
             span = span_of(self.cfg.n_layers, None, None, "logits")
             call = prepare(self, self.interior.basis, input, span, prepend_bos, None, attention_mask, None)
+        if call.tokens is None or not call.tokens.numel():
+            raise ValueError("the input of a sweep has no token")
         base = _Base(self, call, {"input": input, "attention_mask": attention_mask, **options}, logits_to_keep)
         items = resolve(self, interventions, padded=call.attention_mask is not None)
         return _results(base, items, metric, batch_size, progress)

@@ -54,8 +54,10 @@ def resolve(model: Any, interventions: Iterable[Sequence[NamedHook]], padded: bo
 
     Raises:
         UnknownPointError, DisabledPointError: for a point that does not exist or is off.
-        TypeError: if an intervention is not a list of pairs.
+        TypeError: if there is no list of interventions, or an intervention is not a list of pairs.
     """
+    if not isinstance(interventions, Iterable):
+        raise TypeError(f"a sweep takes a list of interventions, not a {type(interventions).__name__}")
     return [_resolved(model, index, pairs, padded) for index, pairs in enumerate(interventions)]
 
 
@@ -69,6 +71,8 @@ def _resolved(model: Any, index: int, pairs: Sequence[NamedHook], padded: bool) 
                 "run_with_hooks takes, and a sweep takes a list of interventions"
             )
         name, hook = pair
+        if not callable(hook):
+            raise TypeError(f"intervention {index}: the hook at {name!r} is a {type(hook).__name__}, not a function")
         for point in _names(model, name, hook):
             hooks.setdefault(point, []).append(hook)
     # Points inside a module that was put in a hook point's place fire when that module calls them, rows and all.
