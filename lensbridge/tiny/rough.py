@@ -1,0 +1,75 @@
+"""Which random weights make every part of a model show?
+
+The usual initialisation hides things: unit gains, zero biases, patterns that are all but uniform. Here each gain and
+bias is far from where it starts, and queries and keys are large enough that attention chooses. What is neutral is read
+off the freshly initialised model: 0 for a gain that is stored as its difference to 1, else 1.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import nn
+
+GAIN, BIAS, SHARPNESS = 0.4, 0.3, 1.8
+#: Projections that queries or keys come out of, alone or fused with others.
+_QUERY_KEY = re.compile(
+    r"(q|k|qk|qkv|c_attn|Wqkv|Wq|Wk|wq|wk|w_q|w_k|query|key|query_key_value|query_key|q_lin|k_lin|"
+    r"(q|k|qk|qkv|kv|query|key)(_[abs])?_proj.*|project_[qk]|qkv_proj|in_proj_(weight|qkv.*)|(q|k|kv)_[ab])"
+)
+#: Parameters of recurrences, which are only stable near where they start.
+_DYNAMICS = re.compile(r".*(A_log|dt_bias|decay|time_|lambda|_param|dt_proj|igate|fgate|forget|\bD$).*")
+#: Statistics that are not weights.
+_STATISTICS = re.compile(r".*(running_|num_batches|inv_freq|rope|rotary|position_ids|mask|std_scale).*")
+
+
+def roughen(model: nn.Module, seed: int = 0) -> None:
+    """Give every parameter of a freshly initialised model a random value far from its neutral one, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.is_floating_point():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(_rough(model, name, parameter, noise))
+        for name, buffer in model.named_buffers():
+            if _is_learned(model, name, buffer):
+                buffer.add_(BIAS * torch.randn(buffer.shape, generator=generator))
+
+
+def _rough(model: nn.Module, name: str, start: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """The new value of one parameter that starts as ``start``."""
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if not start.isfinite().all():
+        start = torch.zeros_like(start)
+    if _DYNAMICS.fullmatch(name):
+        return start + 0.1 * noise
+    if start.dim() < 2 or _is_gain(leaf, start):
+        if "bias" in leaf:
+            return BIAS * noise
+        return start.mean() + GAIN * noise if start.numel() else noise
+    scale = SHARPNESS if _QUERY_KEY.fullmatch(owner.rpartition(".")[2]) or _QUERY_KEY.fullmatch(leaf) else 1.0
+    return scale * noise * _fan_in(module, start) ** -0.5
+
+
+def _is_gain(leaf: str, start: torch.Tensor) -> bool:
+    """Whether a matrix is a table of gains or biases, one row per head or layer: all its entries start equal."""
+    return leaf.endswith(("bias", "scale", "gain")) and bool((start == start.flatten()[0]).all())
+
+
+def _fan_in(module: nn.Module, weight: torch.Tensor) -> int:
+    """How many inputs each output of a matrix sums over."""
+    if type(module).__name__ == "Conv1D":  # transformers' own, stored as (in, out)
+        return weight.shape[0]
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return weight[0].numel()
+    return weight.shape[-1]
+
+
+def _is_learned(model: nn.Module, name: str, buffer: torch.Tensor) -> bool:
+    """Whether a buffer is a weight in all but name: saved with the model, and neutral as it starts."""
+    owner, _, leaf = name.rpartition(".")
+    if leaf in model.get_submodule(owner)._non_persistent_buffers_set or _STATISTICS.fullmatch(name):
+        return False
+    return buffer.is_floating_point() and buffer.numel() > 0 and bool((buffer == 0).all() | (buffer == 1).all())
