@@ -79,6 +79,8 @@ SPECIAL: dict[str, Family] = {
     "falcon_h1": Family(set=_MAMBA2 | {"mamba_d_ssm": 128}),
     "glm_moe_dsa": Family(base={"indexer_types": ["full"] * 3 + ["shared", "full", "shared"] * 25}),
     "got_ocr2": Family(set={"vision_config": {"output_channels": 8}}),
+    "granite_swa": Family(base={"layer_rope_theta": [0.0, 10000.0, 10000.0, 10000.0] * 6}),
+    "granitemoe_swa": Family(base={"layer_rope_theta": [0.0, 10000.0, 10000.0, 10000.0] * 8}),
     "granitemoehybrid": Family(base={"layer_types": ["linear_attention", "full_attention"] * 16}, set=_MAMBA2),
     "hrm_text": Family(set={"num_layers_per_stack": DERIVED}),
     "hunyuan_v1_dense": Family(base={"head_dim": 128}),

@@ -13,11 +13,15 @@ import torch
 from torch import nn
 
 GAIN, BIAS, SHARPNESS = 0.4, 0.3, 1.8
+#: How large embeddings are: a first layer without a norm before it still chooses, and later layers still count.
+EMBEDDING = 0.3
 #: Parts of the names of projections that queries or keys come out of, alone or fused with others.
 _QUERY_KEY = frozenset("q k qk qkv qkvz kv query key wq wk wqkv".split())
 _FUSED = frozenset({"c_attn", "W_pack"})
 #: Parameters of recurrences, which are only stable near where they start.
 _DYNAMICS = re.compile(r".*(A_log|dt_bias|decay|time_|recurrent_param|dt_proj|igate|fgate|forget|\bD$).*")
+#: Factors that start at zero, so that what they multiply is not there at first.
+_CLOSED = re.compile(r".*(\.temp|_gate|_output_scale)$")
 #: Statistics that are not weights.
 _STATISTICS = re.compile(r".*(running_|num_batches|inv_freq|rope|rotary|position_ids|mask|std_scale).*")
 
@@ -43,10 +47,14 @@ def _rough(model: nn.Module, name: str, start: torch.Tensor, noise: torch.Tensor
         start = torch.zeros_like(start)
     if _DYNAMICS.fullmatch(name):
         return start + 0.1 * noise
+    if _CLOSED.fullmatch(name) and (start == 0).all():
+        return 1 + GAIN * noise
     if start.dim() < 2 or (start == 1).all():
         return BIAS * noise if "bias" in leaf else start + GAIN * noise
     if "bias" in leaf and (start == 0).all():
         return BIAS * noise
+    if isinstance(module, nn.Embedding):
+        return EMBEDDING * noise
     sharp = _makes_queries_or_keys(owner.rpartition(".")[2]) or _makes_queries_or_keys(leaf)
     return (SHARPNESS if sharp else 1.0) * noise * _fan_in(module, start) ** -0.5
 
