@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from torch import nn
-
 from ..errors import UnsupportedModelError
 from .forms import PARTS as PARTS
 from .forms import ExpertNeurons as ExpertNeurons
@@ -218,16 +216,16 @@ class Architecture:
         uncapped = self.after_unembed == "cap" and cap is not None and not getattr(hf_config, cap)
         return replace(chosen, after_unembed=None) if uncapped else chosen
 
-    def for_model(self, hf_model: nn.Module) -> Architecture:
+    def for_model(self, hf_model: Any) -> Architecture:
         """The record of one model: with its config's variants, and with what each of its layers is made of.
 
         Raises:
             UnsupportedModelError: see `for_config`.
         """
         chosen = self.for_config(hf_model.config)
-        return replace(chosen, blocks=tuple(map(chosen.block_of, hf_model.get_submodule(self.layers))))  # type: ignore
+        return replace(chosen, blocks=tuple(map(chosen.block_of, hf_model.get_submodule(self.layers))))
 
-    def block_of(self, layer: nn.Module) -> Block:
+    def block_of(self, layer: Any) -> Block:
         """What one layer is made of."""
         there, changes = {path for path, _ in layer.named_modules()}, dict[str, Any]()
         for path, change in {**LLAMA_KINDS, **self.kinds}.items():
