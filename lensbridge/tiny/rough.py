@@ -31,12 +31,17 @@ def roughen(model: nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() and "Sinusoidal" not in _class_of(model, name):
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.copy_(_rough(model, name, parameter, noise))
         for name, buffer in model.named_buffers():
             if _is_learned(model, name, buffer):
                 buffer.add_(BIAS * torch.randn(buffer.shape, generator=generator))
+
+
+def _class_of(model: nn.Module, name: str) -> str:
+    """The name of the class of the module that has a parameter."""
+    return type(model.get_submodule(name.rpartition(".")[0])).__name__
 
 
 def _rough(model: nn.Module, name: str, start: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
