@@ -50,7 +50,11 @@ _PER_LAYER_INPUT = {"ple_layer_ids": [2], "eos_token_id": 2, "heads_per_ngram": 
 #: By ``model_type``, of a model or of a config nested in it.
 SPECIAL: dict[str, Family] = {
     "bamba": Family(base={"attn_layer_indices": [9, 18, 27]}, set=_MAMBA2),
+    # The class falls back to full attention, in its first forward, where a text has few blocks.
+    "big_bird": Family(set={"attention_type": "original_full"}),
+    # Its cache needs a number of layers, which a config of several stacks does not have.
     "blt": Family(set={"use_cache": False}),
+    # Its fused projection has four blocks of heads.
     "codegen": Family(set={"n_head": 8, "rotary_dim": 4}),
     "cohere2_moe": Family(base={"first_k_dense_replace": 1}),
     "cohere_compass_text": Family(
@@ -135,8 +139,10 @@ SPECIAL: dict[str, Family] = {
             "local_attn_chunk_length": 4,
             "lsh_attn_chunk_length": 4,
             "num_buckets": 4,
+            "hash_seed": 0,  # else no two runs are the same
         }
     ),
+    # The widths of its heads are rounded up to 64 in all.
     "xlstm": Family(set={"hidden_size": 128, "embedding_dim": 128}),
     "xmod": Family(base={"default_language": "en_XX"}),
     "zamba": Family(

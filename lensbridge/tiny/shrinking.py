@@ -86,8 +86,8 @@ def _shrink(config: PreTrainedConfig, fewest: int = layers.FEWEST) -> dict[str, 
     tiny: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, PreTrainedConfig):
-            fewest = 1 if _OTHER_MODALITY.fullmatch(name) else layers.FEWEST
-            tiny[name] = _shrink(value, fewest) | {"model_type": value.model_type}
+            one_is_enough = _OTHER_MODALITY.fullmatch(name)
+            tiny[name] = _shrink(value, 1 if one_is_enough else layers.FEWEST) | {"model_type": value.model_type}
             _merge(tiny[name], SPECIAL.get(value.model_type, Family()).set)
             continue
         new = sizes.rope(value, config) if name == "rope_parameters" else _resize(name, chosen.get(name, value))
@@ -105,11 +105,8 @@ def _resize(name: str, value: Any) -> Any:
     """One entry of a config at its tiny size, whatever it is made of."""
     if isinstance(value, dict) and name not in ("id2label", "label2id"):
         return {key: _resize(str(key), entry) for key, entry in value.items()}
-    if (
-        isinstance(value, (list, tuple))
-        and not name.endswith(sizes.TOKENS)
-        and all(type(entry) is int for entry in value)
-    ):
+    numbers = isinstance(value, (list, tuple)) and all(type(entry) is int for entry in value)
+    if numbers and not name.endswith(sizes.TOKENS):
         ranks = {entry: rank for rank, entry in enumerate(sorted(set(value)))}
         return type(value)(_ranked(name, entry, ranks[entry]) for entry in value)
     return sizes.size_of(name, value)

@@ -88,12 +88,11 @@ def size_of(name: str, value: Any) -> Any:
 
     What is switched off (None, 0, False) stays off, except a multiplier that is neutral.
     """
-    neutral = value is False or (isinstance(value, (int, float)) and value == 1)
-    if isinstance(value, (list, tuple)) and value and all(entry == 1 for entry in value):
-        neutral = True
-    if name in VISIBLE and neutral:
-        new = VISIBLE[name]
-        return type(value)(new) if isinstance(value, (list, tuple)) else new
+    if name in VISIBLE:
+        several = isinstance(value, (list, tuple))
+        if value is False or (isinstance(value, (int, float)) and value == 1):
+            return VISIBLE[name]
+        return type(value)(VISIBLE[name]) if several and all(entry == 1 for entry in value) else value
     if name.endswith(TOKENS):
         return _special(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value == 0:
@@ -113,9 +112,10 @@ def related(config: PreTrainedConfig) -> dict[str, Any]:
         if isinstance(values.get(name), int) and isinstance(values.get(than), int):
             tiny[name] = size if values[name] < values[than] else else_size
 
+    width = getattr(config, "hidden_size", None)
     for name in ("embedding_size", "input_embedding_size", "output_embedding_size", "word_embed_proj_dim"):
         if isinstance(values.get(name), int):  # embeddings with a width of their own are projected to the model's
-            tiny[name] = WIDTH if values[name] == values.get("hidden_size") else WIDTH // 2
+            tiny[name] = WIDTH if values[name] == width else WIDTH // 2
     smaller("linear_num_key_heads", "linear_num_value_heads", KV_HEADS, HEADS)
     smaller("num_key_value_heads", "swa_num_key_value_heads", KV_HEADS // 2, KV_HEADS)
     smaller("rotary_dim", "head_dim", HEAD_DIM // 2, HEAD_DIM)
