@@ -55,6 +55,26 @@ def test_weights_and_values(kind: str, on: dict[str, bool]) -> None:
     agree_in_a_run(pair, TOKENS, LEFT_PADDED)
 
 
+@pytest.mark.parametrize("kind", ["gated", "experts"])
+def test_layer_norms_before_gates(kind: str) -> None:
+    """The gate and the experts are not made blind to the mean, as there."""
+    pair = native_pair(**GRID[kind])
+    for model in (pair.mine, pair.theirs):
+        for block in model.blocks:
+            block.ln2.b.data.zero_()
+    # Of experts, 3.9.0 centres what they write over d_mlp.
+    on = flags(fold_ln=True, fold_value_biases=True, center_unembed=True, center_writing_weights=kind == "gated")
+    assert process_weights(pair.mine, Processing(**on)).fold_ln
+    pair.theirs.load_and_process_state_dict(dict(pair.theirs.state_dict()), **on)
+    mine, theirs = pair.mine.state_dict(), pair.theirs.state_dict()
+    assert mine.keys() == theirs.keys()
+    weights_close(
+        {name: value for name, value in mine.items() if value.is_floating_point() and not name.endswith("IGNORE")},
+        {name: theirs[name] for name in mine if mine[name].is_floating_point() and not name.endswith("IGNORE")},
+    )
+    agree_in_a_run(pair, TOKENS)
+
+
 @pytest.mark.parametrize("kind", ["plain", "attention only", "local, alibi"])
 def test_refactored_attention(kind: str) -> None:
     pair = native_pair(**SAME[kind])
