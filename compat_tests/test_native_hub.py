@@ -16,14 +16,13 @@ from compat_tests.comparison import Outcome, caches_close, close, outcome, same_
 from compat_tests.hub_repositories import KINDS, Kind, add, listed, ours, repository_in, theirs
 from compat_tests.rough_models import PROCESSING_FLAGS, save_tokenizer
 from lensbridge import HookedTransformer, loading_from_pretrained
-from lensbridge.errors import ModelNotFoundError, UnsupportedModelError
+from lensbridge.errors import ModelNotFoundError
 
 #: 3.9.0 never sets it.
 NEVER_SET = "layer_norm_folding"
 RAW = dict.fromkeys(PROCESSING_FLAGS, False)
 #: Models whose last norm sees the mean while the others do not, for which 3.9.0's processing is not exact.
 INEXACT = [name for name, kind in KINDS.items() if name.endswith("-old")]
-SHORTFORMERS = [name for name, kind in KINDS.items() if kind.stated.get("shortformer_pos")]
 CHECKPOINTED = [name for name, kind in KINDS.items() if kind.checkpoints]
 
 
@@ -114,7 +113,7 @@ def test_processing_keeps_what_the_first_solu_models_compute(name: str, cache: P
     weights_close(found, reference)
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name not in (*SHORTFORMERS, *INEXACT)])
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in INEXACT])
 def test_refactored_attention(name: str, cache: Path, tokens: torch.Tensor) -> None:
     mine, other = (load(name, cache, refactor_factored_attn_matrices=True) for load in (ours, theirs))
     free = ("q", "k", "v", "z") if name == "othello-gpt" else ()
@@ -123,16 +122,31 @@ def test_refactored_attention(name: str, cache: Path, tokens: torch.Tensor) -> N
     runs_agree(mine, other, tokens, unless)
 
 
-@pytest.mark.parametrize("name", SHORTFORMERS)
-def test_refactoring_is_refused_where_positions_are_not_in_the_stream(name: str, cache: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="positions are added for queries and keys alone"):
-        ours(name, cache, refactor_factored_attn_matrices=True)
-
-
 @pytest.mark.parametrize("name", ["solu-1l", "gelu-2l", "othello-gpt"])
 def test_options_of_loading(name: str, cache: Path, tokens: torch.Tensor) -> None:
     options = {"first_n_layers": 1, "default_prepend_bos": False, "dtype": torch.float64}
     models_agree(ours(name, cache, **options), theirs(name, cache, **options), tokens)
+
+
+@pytest.mark.parametrize("name", ["gelu-2l", "attn-only-2l-demo", "othello-gpt"])
+def test_a_shorter_context(name: str, cache: Path, tokens: torch.Tensor) -> None:
+    """3.9.0 has no room then for the learned positions that it reads."""
+    mine, other = (outcome(lambda load=load: load(name, cache, n_ctx=9)) for load in (ours, theirs))
+    assert isinstance(other.error, RuntimeError)
+    whole = theirs(name, cache)
+    assert (mine.value.cfg.n_ctx, mine.value.W_pos.shape[0]) == (9, 9)
+    runs_agree(mine.value, whole, tokens)
+    with pytest.raises(ValueError, match="n_ctx must be between 1 and 14"):
+        ours(name, cache, n_ctx=15)
+
+
+@pytest.mark.ours_only
+@pytest.mark.parametrize("name", ["solu-8l-old", "solu-10l-old"])
+def test_the_first_layers_of_the_first_solu_models(name: str, cache: Path, tokens: torch.Tensor) -> None:
+    """Which matrices lie the other way depends on the model that was saved; 3.9.0 goes by what is left of it."""
+    assert isinstance(outcome(lambda: theirs(name, cache, first_n_layers=2, **RAW)).error, RuntimeError)
+    part = ours(name, cache, first_n_layers=2, **RAW)
+    close("stream", part(tokens, stop_at_layer=2), theirs(name, cache, **RAW)(tokens, stop_at_layer=2).detach())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

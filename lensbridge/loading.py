@@ -131,7 +131,7 @@ def _in_own_format(location: str, wish: Wish, kwargs: dict[str, Any]) -> NativeF
     """A model in TransformerLens' own format."""
     dtype = kwargs.pop("torch_dtype", wish.dtype)
     _warn_of_float16(dtype, wish.device)
-    with explaining_where(wish.model_name, location, OSError):
+    with explaining_where(wish.model_name, location, OSError, revision=kwargs.get("revision")):
         repository = hub.Repository(location, kwargs)
         checkpoint = repository.checkpoint(wish.checkpoint_index, wish.checkpoint_value)
         hf_model: Any = hub.load(repository, checkpoint, dtype)
@@ -171,7 +171,7 @@ def _from_hub_or_disk(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
     config = kwargs.pop("config", None)
     if config is None:
         # transformers raises ValueError for a config.json that names no model type.
-        with explaining_where(wish.model_name, location, OSError, ValueError):
+        with explaining_where(wish.model_name, location, OSError, ValueError, revision=kwargs.get("revision")):
             config = AutoConfig.from_pretrained(location, **options)
     _refuse_unrecorded(config)
     config = _with_attributes(config, kwargs)
@@ -185,7 +185,7 @@ def _from_hub_or_disk(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
     placing = {"device_map": device_map, "max_memory": max_memory}
     kwargs |= {name: value for name, value in placing.items() if value is not None}
     _warn_of_float16(kwargs["dtype"], wish.device)
-    with explaining_where(wish.model_name, location, OSError):
+    with explaining_where(wish.model_name, location, OSError, revision=kwargs.get("revision")):
         hf_model: Any = AutoModelForCausalLM.from_pretrained(location, config=config, **kwargs)
     if wish.move_to_device and device_map is None:
         hf_model.to(wish.device or get_device())
@@ -228,7 +228,7 @@ def _refuse_unrecorded(config: Any) -> None:
 
 
 @contextmanager
-def explaining_where(name: str, location: str, *errors: type[Exception]) -> Iterator[None]:
+def explaining_where(name: str, location: str, *errors: type[Exception], revision: str | None = None) -> Iterator[None]:
     """Turn HF's many ways of not finding a model into one error that says where it was looked for and what to do."""
     try:
         yield
@@ -239,7 +239,9 @@ def explaining_where(name: str, location: str, *errors: type[Exception]) -> Iter
             raise ModelNotFoundError(
                 f"the directory {location!r} holds no model that can be loaded. HuggingFace said: {error}"
             ) from error
-        alias = f" (the hub id {location!r})" if location != name else ""
+        details = [f"the hub id {location!r}"] if location != name else []
+        details += [f"revision {revision!r}"] if revision is not None else []
+        alias = f" ({', '.join(details)})" if details else ""
         known = model_names.known_names()
         closest = "" if name in known else near_misses(name, known)
         raise ModelNotFoundError(

@@ -104,8 +104,12 @@ class Repository:
     @cached_property
     def checkpoint_files(self) -> dict[int, str]:
         """Label of a training checkpoint -> its file, in the order of the files."""
-        found = ((re.fullmatch(r"checkpoints/.*_(\d+)\.pth", name), name) for name in self.files.names)
-        return {int(match[1]): name for match, name in found if match}
+        found: dict[int, str] = {}
+        for name in self.files.names:
+            match = re.fullmatch(r"checkpoints/.*_(\d+)\.pth", name)
+            if match is not None:
+                found.setdefault(int(match[1]), name)
+        return found
 
     # --- what they say ------------------------------------------------------------------------------------------------
 

@@ -158,7 +158,6 @@ def _check_refactoring(cfg: HookedTransformerConfig) -> None:
     obstacles = {
         "heads share keys and values": cfg.n_key_value_heads is not None,
         "queries and keys are normed": cfg.use_qk_norm or cfg.original_architecture in POST_NORM,
-        "positions are added for queries and keys alone": cfg.positional_embedding_type == "shortformer",
         "clip_qkv is set": cfg.clip_qkv is not None,
         "attention sinks keep patterns from summing to one": cfg.use_attention_sinks,
     }
