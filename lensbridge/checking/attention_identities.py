@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..parameters import factor_of
 from .norm_identities import norm_identities
 from .scores import position_bias, products, repeated
 from .subject import Look, Subject
@@ -25,16 +26,17 @@ def attention_identities(subject: Subject, layer: int) -> Iterator[Row]:
 
 def _inputs(subject: Subject, layer: int) -> Iterator[Row]:
     """The copies that heads read, and the norm of what they read."""
-    prefix, cfg = f"blocks.{layer}", subject.model.cfg
+    prefix, block = f"blocks.{layer}", subject.block(layer)
     pre = f"{prefix}.hook_resid_pre"
 
     def copies(heads: int) -> Callable[[Look], Tensor]:
         return lambda look: look[pre].unsqueeze(-2).expand(-1, -1, heads, -1)
 
-    yield f"{prefix}.hook_attn_in", "resid_pre, for each head", copies(cfg.n_heads)
-    for letter in "qkv":
-        heads = cfg.n_heads if letter == "q" else cfg.n_key_value_heads or cfg.n_heads
-        yield f"{prefix}.hook_{letter}_input", "resid_pre, for each head", copies(heads)
+    if "queries" in block.features:
+        heads = subject.heads(layer)
+        yield f"{prefix}.hook_attn_in", "resid_pre, for each head", copies(heads.queries)
+        for letter in "qkv":
+            yield f"{prefix}.hook_{letter}_input", "resid_pre, for each head", copies(heads.of(letter.upper()))
 
     def read(look: Look) -> Tensor:
         # The norm fires for each of its readers, and a cache keeps the last firing, the values'.
@@ -46,15 +48,14 @@ def _inputs(subject: Subject, layer: int) -> Iterator[Row]:
 
 def norm_before(subject: Subject, layer: int) -> bool:
     """Whether ``ln1`` norms what attention reads."""
-    block = subject.block(layer)
-    return block.ln1 is not None and not getattr(block, "post_norm", False)
+    return "norms before" in subject.block(layer).features
 
 
 def _projections(subject: Subject, layer: int) -> Iterator[Row]:
     prefix = f"blocks.{layer}"
     norm = None
     if norm_before(subject, layer):
-        norm = subject.model.interior.engine.norms[subject.model.mod_dict[f"{prefix}.ln1"].path]
+        norm = subject.norm(f"{prefix}.ln1")
 
     def read(look: Look, letter: str) -> Tensor:
         own = next((n for n in (f"{prefix}.hook_{letter}_input", f"{prefix}.hook_attn_in") if n in look), None)
@@ -108,7 +109,7 @@ def _heads(subject: Subject, layer: int) -> Iterator[Row]:
 
     def softmax(look: Look) -> Tensor:
         value = torch.softmax(look[scores].float(), dim=-1)
-        if getattr(subject.block(layer), "sinks", None) is None:
+        if subject.block(layer).sinks is None:
             return value.to(look[pattern].dtype)
         return (value * shares(look, layer)).to(look[pattern].dtype)
 
@@ -125,9 +126,10 @@ def _heads(subject: Subject, layer: int) -> Iterator[Row]:
 
 def shares(look: Look, layer: int) -> Tensor:
     """What the rows of a pattern sum to where a learned logit of each head takes part in its softmax."""
-    sinks = look.subject.hf.get_parameter(look.subject.architecture.in_layer(layer, "sinks")).detach().float()
+    subject = look.subject
+    sinks = factor_of(subject.hf.get_submodule(subject.architecture.layer(layer)), subject.block(layer).sinks)
     total = torch.logsumexp(look[f"blocks.{layer}.attn.hook_attn_scores"].float(), dim=-1, keepdim=True)
-    return torch.sigmoid(total - sinks.view(1, -1, 1, 1))
+    return torch.sigmoid(total - sinks.detach().float().view(1, -1, 1, 1))
 
 
 def _output(subject: Subject, layer: int) -> Iterator[Row]:
@@ -138,13 +140,17 @@ def _output(subject: Subject, layer: int) -> Iterator[Row]:
         return torch.einsum("bphd,hdm->bphm", look[z], look.weight(f"{prefix}.attn.W_O"))
 
     def together(look: Look) -> Tensor:
+        if block.z_from_call and result not in look:
+            # What the heads write is known where it is shown only.
+            return look[out]
         total = (look[result] if result in look else by_head(look)).sum(-2)
         bias = look.weight(f"{prefix}.attn.b_O")
         return total if bias is None else total + bias
 
-    if f"{prefix}.attn.W_O" not in subject.weight_names or not subject.has(z) or block.o is None:
+    if "heads out" not in block.features or f"{prefix}.attn.W_O" not in subject.weight_names:
         return
-    yield result, "z @ W_O, by head", by_head
+    if not block.z_from_call:
+        yield result, "z @ W_O, by head", by_head
     factor = subject.factor(layer, "attn_factor")
     times = " * factor" if factor is not None else ""
     norm = subject.norm_behind(layer, "attn")

@@ -24,19 +24,25 @@ def check_points(subject: Subject) -> list[Outcome]:
                 elif look[name].isnan().any():
                     missing[name].append("has NaN")
     for point in TEMPLATES:
-        there = [name for name in subject.all_names if template(name) == point]
-        for name in there:
+        for name in _instances(subject, point):
             if name in missing:
                 findings.say(point, not missing[name], f"{name} {', '.join(missing[name])}")
-            else:
+            elif subject.has(name):
                 findings.absent(point, "several query heads share a key and value: hook_q_input and the like have it")
-        if not there:
-            reason = subject.why_absent(point)
-            if reason is None:
-                findings.say(point, False, "no layer has it, and nothing says why")
             else:
-                findings.absent(point, reason)
+                reason = subject.model.interior.why_absent(name)
+                if reason is None:
+                    findings.say(point, False, f"there is no {name}, and nothing says why")
+                else:
+                    findings.absent(point, reason)
     return findings.outcomes()
+
+
+def _instances(subject: Subject, point: str) -> list[str]:
+    """The names that a kind of point has, or would have, on a model."""
+    layers = range(subject.n_layers) if "{l}" in point else (0,)
+    experts = range(subject.model.cfg.num_experts or 1) if "{e}" in point else (0,)
+    return [point.replace("{l}", str(layer)).replace("{e}", str(expert)) for layer in layers for expert in experts]
 
 
 def check_identities(subject: Subject, group: str = "identities") -> list[Outcome]:

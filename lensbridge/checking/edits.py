@@ -34,6 +34,9 @@ class Nudge:
         self.before = value.clone()
         if hook.name.endswith("hook_scale"):
             self.after = value * (1 + 0.2 * noise)
+        elif not value.is_floating_point():
+            # The experts chosen: the next ones instead.
+            self.after = (value + 1) % (int(value.max()) + 1)
         else:
             size = value[value.isfinite()].std()
             self.after = value + 0.3 * size * noise

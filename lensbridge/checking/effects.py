@@ -162,6 +162,7 @@ def _neurons(subject: Subject, findings: Findings, check: str, layer: int) -> No
     look, after = subject.look(), subject.look([(post, only_one)])
     row = look.weight(f"blocks.{layer}.mlp.W_out")
     if row is None or subject.norm_behind(layer, "mlp") is not None:
+        findings.absent(check, "a norm stands between the neurons and what the MLP adds to the stream")
         return
     factor = subject.factor(layer, "mlp_factor")
     expected = look[out] + row[3] * (1 if factor is None else factor)
@@ -191,7 +192,7 @@ def _squares(subject: Subject, findings: Findings, check: str, layer: int) -> No
     findings.say(check, bool((scores[~masked] > -1e8).all()), f"layer {layer}: a large number stands for a mask")
     findings.say(check, not pattern[masked].any(), f"layer {layer}: a masked key is attended to")
     total = pattern.double().sum(-1)
-    if getattr(subject.block(layer), "sinks", None) is None:
+    if subject.block(layer).sinks is None:
         findings.compare(check, total, torch.ones_like(total), f"layer {layer}, sums of rows")
     else:
         findings.say(check, bool((total < 1).all()), f"layer {layer}: a sink takes nothing of a row")

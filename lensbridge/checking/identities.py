@@ -62,7 +62,7 @@ def _before(subject: Subject) -> Iterator[Row]:
 
     if subject.has("embed.ln.hook_scale"):
         yield from norm_identities(subject, "embed.ln", embedded, "W_E[tokens]")
-        yield "hook_embed", "embed.ln's output", lambda look: _centred(subject, look.normed("embed.ln"))
+        yield "hook_embed", "embed.ln's output", lambda look: look.normed("embed.ln")
     elif "embed.W_E" in subject.weight_names:
         yield "hook_embed", "W_E[tokens]", embedded
     if subject.has("hook_pos_embed"):
@@ -79,11 +79,6 @@ def _positions(look: Look) -> Tensor:
     return weight[:length].expand(rows, -1, -1)
 
 
-def _centred(subject: Subject, x: Tensor) -> Tensor:
-    """The stream in the active basis, of what no weight with a centred view has written."""
-    return x - x.mean(-1, keepdim=True) if subject.model.interior.basis.centres_stream else x
-
-
 def _total(names: list[str]) -> Callable[[Look], Tensor]:
     return lambda look: sum((look[name] for name in names[1:]), look[names[0]])
 
@@ -98,14 +93,14 @@ def _stream(subject: Subject, layer: int) -> Iterator[Row]:
     if subject.has(mid):
         yield mid, "resid_pre + attn_out", _total([pre, attn]), (attn,)
         last, terms = mid, [mlp]
-    if getattr(block, "post_norm", False):
+    if block.post_norm:
         first, second = f"{prefix}.ln1", f"{prefix}.ln2"
         yield from norm_identities(subject, first, lambda look: look[mid], "resid_mid")
         yield post, "ln1's output + mlp_out", lambda look: look.normed(first) + look[mlp], (mlp,)
         yield from norm_identities(subject, second, lambda look: look[post], "resid_post")
         post = f"{prefix}.hook_normalized_resid_post"
         yield post, "ln2's output", lambda look: look.normed(second)
-    elif getattr(block, "extra", None) is None:
+    elif block.extra is None:
         equation = " + ".join(name.rsplit("hook_", 1)[-1] for name in (last, *terms))
         yield post, equation, _total([last, *terms]), tuple(terms)
     after = f"blocks.{layer + 1}.hook_resid_pre"

@@ -19,9 +19,11 @@ Row = tuple[str, str, Callable[[Look], Tensor]] | tuple[str, str, Callable[[Look
 def mlp_identities(subject: Subject, layer: int) -> Iterator[Row]:
     """Those of one layer, as rows of `Identity`."""
     prefix, block = f"blocks.{layer}", subject.block(layer)
+    if block.mlp is None:
+        return
     stream = next(n for n in (f"{prefix}.hook_resid_mid", f"{prefix}.hook_resid_pre") if subject.has(n))
     copy, first = f"{prefix}.hook_mlp_in", f"{prefix}.ln1"
-    behind = getattr(block, "post_norm", False)
+    behind = block.post_norm
 
     def given(look: Look) -> Tensor:
         return look.normed(first) if behind else look[stream]

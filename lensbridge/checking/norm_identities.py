@@ -20,7 +20,7 @@ def norm_identities(
         of: the same in words.
     """
     scale, normalized = f"{prefix}.hook_scale", f"{prefix}.hook_normalized"
-    norm = subject.model.interior.engine.norms[subject.model.mod_dict[prefix].path]
+    norm = subject.norm(prefix)
 
     def centred(look: Look) -> Tensor:
         x = source(look)

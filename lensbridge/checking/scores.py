@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,14 +23,17 @@ def repeated(x: Tensor, heads: int) -> Tensor:
     return x if x.shape[-2] == heads else x.repeat_interleave(heads // x.shape[-2], dim=-2)
 
 
+def attn_scale(cfg: Any, layer: int) -> float:
+    """What scores are divided by, as the config says."""
+    scale = cfg.attn_scale if cfg.use_attn_scale else 1.0
+    return scale * (layer + 1) if cfg.scale_attn_by_inverse_layer_idx else scale
+
+
 def products(look: Look, layer: int) -> Tensor:
     """Scores before masks and biases: ``q . k / attn_scale``, capped where the model caps them."""
     prefix, cfg = f"blocks.{layer}.attn", look.subject.model.cfg
     q, k = _meeting(look, prefix, "q"), _meeting(look, prefix, "k")
-    scale = cfg.attn_scale if cfg.use_attn_scale else 1.0
-    if cfg.scale_attn_by_inverse_layer_idx:
-        scale = scale * (layer + 1)
-    scores = torch.einsum("bqhd,bkhd->bhqk", q, repeated(k, q.shape[-2])) / scale
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, repeated(k, q.shape[-2])) / attn_scale(cfg, layer)
     cap = cfg.attn_scores_soft_cap
     return cap * torch.tanh(scores / cap) if cap > 0 else scores
 

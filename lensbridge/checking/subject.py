@@ -17,9 +17,11 @@ from torch import Tensor
 
 from ..architectures.record import Block
 from ..errors import UnknownPointError
+from ..parameters import Heads, factor_of
 from ..points import FLAG_SETTERS, POINTS, point_of, template
 from ..processing import Processing
 from .capture import Captured, capturing
+from .outcome import Known
 
 #: The options of `from_pretrained`.
 DEFAULT_PROCESSING = Processing(fold_ln=True, center_writing_weights=True, center_unembed=True, fold_value_biases=True)
@@ -62,15 +64,15 @@ class Subject:
 
     Args:
         model: a `HookedTransformer` on a HuggingFace model.
-        known: check -> why it is known not to hold on this family.
+        known: what is known not to hold on this family, and why.
     """
 
-    def __init__(self, model: Any, known: Mapping[str, str] | None = None) -> None:
+    def __init__(self, model: Any, known: Known | None = None) -> None:
         self.model = model
         self.hf: Any = model.hf_model
         self.architecture: Any = model.interior.architecture
         self.n_layers: int = model.cfg.n_layers
-        self.known = dict(known or {})
+        self.known: Known = known or {}
         self._weights: dict[str, Tensor | None] = {}
         self._looks: dict[frozenset[str], Look] = {}
         #: layer -> what is added to its scores (`scores.position_bias`).
@@ -95,23 +97,26 @@ class Subject:
 
     def block(self, layer: int) -> Block:
         """What the record says of one layer."""
-        blocks = getattr(self.architecture, "blocks", ())
-        return blocks[layer] if blocks else self.architecture.block
+        return self.architecture.blocks[layer]
 
     def factor(self, layer: int, role: str) -> Any:
         """The factor between what a branch's module returns and what is added to the stream; None if there is none."""
-        path = getattr(self.block(layer), role, None)
-        if path is None:
-            return None
-        owner, _, attribute = self.architecture.below(layer, path).rpartition(".")
-        value = getattr(self.hf.get_submodule(owner), attribute)
+        value = factor_of(self.hf.get_submodule(self.architecture.layer(layer)), getattr(self.block(layer), role))
         return value.detach() if isinstance(value, Tensor) else value
+
+    def heads(self, layer: int) -> Heads:
+        """How many heads a layer has, and of which size."""
+        return self.model.interior.weights.parameters.heads(layer)
+
+    def norm(self, prefix: str) -> Any:
+        """The engine's norm that TransformerLens calls ``prefix``."""
+        return self.model.interior.engine.norms[self.model.mod_dict[prefix].path]
 
     def norm_behind(self, layer: int, branch: str) -> str | None:
         """TransformerLens' name of the norm of what attention ("attn") or the MLP ("mlp") writes, if there is one."""
         block = self.block(layer)
-        role, name = getattr(block, "post_norms", getattr(self.architecture, "post_norms", ()))[branch == "mlp"]
-        return f"blocks.{layer}.{name}" if getattr(block, role) is not None else None
+        role, name = block.post_norms[branch == "mlp"]
+        return None if block.post_norm or getattr(block, role) is None else f"blocks.{layer}.{name}"
 
     @property
     def names(self) -> list[str]:
@@ -126,12 +131,6 @@ class Subject:
     def has(self, name: str) -> bool:
         """Whether the model has a point of this name, on or not."""
         return name in self._have
-
-    def why_absent(self, point: str) -> str | None:
-        """Why the model has no point of this kind, in the words of the record's features; None if nothing is lacking."""
-        needs = {row.needs for row in POINTS if row.name == point}
-        lacking = [need for need in needs if need is not None and need not in self.architecture.features]
-        return f"exists with {lacking[0]}" if lacking else None
 
     @cached_property
     def _have(self) -> frozenset[str]:
