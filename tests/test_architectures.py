@@ -8,14 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-import transformers
-from transformers import CONFIG_MAPPING, GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from lensbridge.architectures import BY_CLASS, architecture_of
 from lensbridge.architectures.gpt2 import GPT2
 from lensbridge.architectures.record import Architecture, Block, Softmax
 from lensbridge.errors import UnsupportedModelError
+from lensbridge.tiny import tiny_family
 
 #: The roles of a block that are paths.
 ROLES = [field.name for field in dataclasses.fields(Block) if str(field.type).startswith("str")]
@@ -60,19 +59,9 @@ def test_paths() -> None:
         GPT2.in_layer(3, "nothing")
 
 
-def smallest(record: Architecture) -> Any:
-    """A model of the family without weights, of two layers."""
-    config = CONFIG_MAPPING[record.model_type]()
-    config.num_hidden_layers = 2
-    if record.model_type == "gpt_neo":
-        config.attention_types, config.attention_layers = [[["global", "local"], 1]], ["global", "local"]
-    with torch.device("meta"):
-        return getattr(transformers, record.hf_class)(config)
-
-
 @pytest.mark.parametrize("record", BY_CLASS.values(), ids=BY_CLASS)
 def test_every_role_is_where_the_record_says(record: Architecture) -> None:
-    hf = smallest(record)
+    hf = tiny_family(record.model_type)
     for path in (record.embed, record.pos_embed, record.embed_norm, record.layers, record.ln_final, record.unembed):
         assert path is None or hf.get_submodule(path) is not None
     bound = record.for_model(hf)

@@ -162,6 +162,8 @@ class Architecture:
 
     model_type: str
     hf_class: str
+    #: Other model types whose models are of this class.
+    also: tuple[str, ...] = ()
     embed: str = "model.embed_tokens"
     #: The learned positions that are added to the token embedding, and how many of their rows come before position 0.
     pos_embed: str | None = None
