@@ -14,11 +14,9 @@ from typing import Any
 
 import pytest
 
-from lensbridge import HookedTransformer
 from lensbridge.architectures import BY_CLASS
-from lensbridge.checking import GROUPS, KNOWN, Outcome, Report
+from lensbridge.checking import GROUPS, KNOWN, Outcome, Report, hooked
 from lensbridge.checking.edits import check_edits
-from lensbridge.checking.exactness import processed
 from lensbridge.checking.families import family_class, recorded, refusal
 from lensbridge.checking.subject import Subject
 from lensbridge.errors import UnsupportedModelError
@@ -31,8 +29,7 @@ REFUSED = [key for key in recorded() if refusal(key) is not None]
 @lru_cache(maxsize=2)
 def subject_of(key: str) -> Subject:
     """The tiny model of a family; the checks of a family come one after the other."""
-    hf = tiny_family(key)
-    return Subject(HookedTransformer.from_pretrained_no_processing(key, hf_model=hf), KNOWN.get(key))
+    return Subject(hooked(tiny_family(key), key), KNOWN.get(key))
 
 
 @lru_cache(maxsize=4 * len(GROUPS))
@@ -42,7 +39,7 @@ def outcomes_of(key: str, group: str) -> tuple[Outcome, ...]:
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No word about tokenizers that tiny models do not have, nor about options of processing that are left out."""
+    """No word about options of processing that are left out."""
     monkeypatch.setattr(logging.root, "level", logging.ERROR)
 
 
@@ -72,7 +69,7 @@ def test_what_a_record_refuses_is_refused_with_its_reason(key: str) -> None:
     reason = refusal(key)
     assert reason is not None
     with pytest.raises(UnsupportedModelError, match=re.escape(reason)):
-        HookedTransformer.from_pretrained_no_processing(key, hf_model=tiny_family(key))
+        hooked(tiny_family(key))
 
 
 def test_every_record_is_of_some_family() -> None:

@@ -8,6 +8,7 @@ between points (design.md, section 5), and with what edits must do. ``lensbridge
 every family.
 """
 
+from .hooking import hooked as hooked
 from .known import KNOWN as KNOWN
 from .outcome import Outcome as Outcome
 from .report import GROUPS as GROUPS

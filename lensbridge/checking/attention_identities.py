@@ -80,10 +80,13 @@ def _projections(subject: Subject, layer: int) -> Iterator[Row]:
             name = letter.upper()
             yield f"{prefix}.attn.hook_{letter}", f"n @ W_{name} + b_{name}", projected(letter)
         if letter != "v" and subject.has(f"{prefix}.attn.{letter}_norm.hook_scale"):
-            point = f"{prefix}.attn.hook_{letter}"
             yield from norm_identities(
-                subject, f"{prefix}.attn.{letter}_norm", lambda look, point=point: look[point], letter
+                subject, f"{prefix}.attn.{letter}_norm", _at(f"{prefix}.attn.hook_{letter}"), letter
             )
+
+
+def _at(point: str) -> Callable[[Look], Tensor]:
+    return lambda look: look[point]
 
 
 def _is_stored(subject: Subject, prefix: str, name: str) -> bool:

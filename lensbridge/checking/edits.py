@@ -73,9 +73,7 @@ def _holds(identity: Identity, look: Look) -> bool:
         return False
 
 
-def _check_edit(
-    subject: Subject, findings: Findings, name: str, clean: Look, identities: list[Identity]
-) -> None:
+def _check_edit(subject: Subject, findings: Findings, name: str, clean: Look, identities: list[Identity]) -> None:
     check, nudge = template(name), Nudge()
     look = subject.look([(name, nudge)])
     assert nudge.before is not None and nudge.after is not None

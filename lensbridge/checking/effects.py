@@ -59,7 +59,10 @@ def _same_by_adding(first: str, second: str) -> Effect:
 
 
 def _zeroed_head_of_z(subject: Subject, findings: Findings, check: str, layer: int) -> None:
-    look, z, result, out = subject.look(), *(_name(layer, p) for p in ("attn.hook_z", "attn.hook_result", "hook_attn_out"))
+    look, z, result, out = (
+        subject.look(),
+        *(_name(layer, p) for p in ("attn.hook_z", "attn.hook_result", "hook_attn_out")),
+    )
 
     def zero(value: Tensor, hook: Any) -> Tensor:
         value[:, :, 1] = 0
@@ -182,7 +185,7 @@ def _row_without_keys(subject: Subject, findings: Findings, check: str, layer: i
 
 
 def _squares(subject: Subject, findings: Findings, check: str, layer: int) -> None:
-    """What is masked, above the diagonal at least, is -inf in scores and nothing in the pattern, whose rows sum to 1."""
+    """What is masked, later keys at least, is -inf in scores and nothing in the pattern; its rows sum to 1."""
     look = subject.look()
     scores, pattern = look[_name(layer, "attn.hook_attn_scores")], look[_name(layer, "attn.hook_pattern")]
     masked = scores.isneginf()

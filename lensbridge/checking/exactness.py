@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .hooking import hooked
 from .outcome import Findings, Outcome
 from .subject import DEFAULT_PROCESSING, Subject
 
@@ -37,7 +38,9 @@ def check_exactness(subject: Subject) -> list[Outcome]:
             findings.same("a full cache", subject.look().logits, expected, where)
     with findings.trying("no hooks, afterwards"), torch.no_grad():
         findings.same("no hooks, afterwards", subject.hf(input_ids=subject.tokens).logits, expected)
-        left = [path for path, module in subject.hf.named_modules() if module._forward_hooks or "forward" in vars(module)]
+        left = [
+            path for path, module in subject.hf.named_modules() if module._forward_hooks or "forward" in vars(module)
+        ]
         findings.say("no hooks, afterwards", not left, f"something of ours is left on {', '.join(left[:3])}")
     _check_sdpa(subject, findings)
     return findings.outcomes()
@@ -74,9 +77,7 @@ def check_dtype(subject: Subject, dtype: torch.dtype) -> list[Outcome]:
     findings = Findings(str(dtype).removeprefix("torch."), subject.known)
     with findings.trying("no hooks"):
         hf = copy.deepcopy(subject.hf).to(dtype)
-        model = type(subject.model).from_pretrained_no_processing(
-            subject.model.cfg.model_name, hf_model=hf, tokenizer=subject.model.tokenizer
-        )
+        model = hooked(hf)
         with torch.no_grad():
             expected = hf(input_ids=subject.tokens).logits
             findings.same("no hooks", model(subject.tokens), expected)

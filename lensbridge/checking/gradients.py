@@ -32,7 +32,7 @@ def check_gradients(subject: Subject) -> list[Outcome]:
         def keep(gradient: Tensor, hook: object) -> None:
             name = str(hook.name)  # type: ignore[attr-defined]
             # The norm before attention fires for each of its readers.
-            kept[name] = gradient.detach().clone() + (kept[name] if name in kept else 0)
+            kept[name] = gradient.detach().clone() + kept.get(name, 0)
 
         with subject.model.hooks(bwd_hooks=[(name, keep) for name in names]):
             found = _parameter_gradients(subject, subject.model(subject.tokens))
@@ -44,7 +44,9 @@ def check_gradients(subject: Subject) -> list[Outcome]:
             findings.say("parameters", path in found, f"{path} gets none")
             nothing = gradient.abs().max().item() < ZERO * largest
             if nothing and path in found:
-                findings.say("parameters", found[path].abs().max().item() < ZERO * largest, f"{path} gets one, not zero")
+                findings.say(
+                    "parameters", found[path].abs().max().item() < ZERO * largest, f"{path} gets one, not zero"
+                )
             elif path in found:
                 findings.compare("parameters", found[path], gradient, path, GRADIENTS)
     return findings.outcomes()
@@ -75,9 +77,7 @@ def _parameter_gradients(subject: Subject, logits: Tensor) -> dict[str, Tensor]:
             parameter.grad = before[name]
 
 
-def _check_point(
-    subject: Subject, findings: Findings, name: str, gradient: Tensor | None, plain: Captured
-) -> None:
+def _check_point(subject: Subject, findings: Findings, name: str, gradient: Tensor | None, plain: Captured) -> None:
     check = template(name)
     findings.say(check, gradient is not None, f"no gradient came by {name}")
     if gradient is None:
@@ -88,7 +88,11 @@ def _check_point(
         return
     value = subject.look()[name]
     for tensor in _tensors(plain):
-        if tensor.grad is not None and tensor.numel() == value.numel() and torch.equal(tensor.flatten(), value.flatten()):
+        if (
+            tensor.grad is not None
+            and tensor.numel() == value.numel()
+            and torch.equal(tensor.flatten(), value.flatten())
+        ):
             findings.compare(check, gradient.reshape(tensor.shape), tensor.grad, name, GRADIENTS)
             return
 

@@ -52,6 +52,9 @@ def _neurons(subject: Subject, layer: int, read: Callable[[Look], Tensor]) -> It
         def value(look: Look) -> Tensor:
             matrix, offset = look.weight(f"{prefix}.{weight}"), look.weight(f"{prefix}.{bias}")
             assert matrix is not None
+            if offset is None:
+                # What folding a norm's bias into a gate leaves has no name in TransformerLens.
+                offset = subject.model.interior.weights.branch("mlp", layer).get(bias)
             out = torch.matmul(read(look), matrix)
             return out if offset is None else out + offset
 
@@ -59,7 +62,7 @@ def _neurons(subject: Subject, layer: int, read: Callable[[Look], Tensor]) -> It
 
     if f"{prefix}.W_in" in subject.weight_names:
         if gated:
-            yield pre, "n @ W_gate", projected("W_gate", "b_gate")
+            yield pre, "n @ W_gate + b_gate", projected("W_gate", "b_gate")
             yield linear, "n @ W_in + b_in", projected("W_in", "b_in")
         else:
             yield pre, "n @ W_in + b_in", projected("W_in", "b_in")

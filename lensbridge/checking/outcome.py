@@ -63,9 +63,7 @@ class Findings:
         self.known = (known or {}).get(group, {})
         self._found: dict[str, _Finding] = {}
 
-    def compare(
-        self, check: str, mine: Tensor, theirs: Tensor, where: str = "", tolerance: float = TOLERANCE
-    ) -> bool:
+    def compare(self, check: str, mine: Tensor, theirs: Tensor, where: str = "", tolerance: float = TOLERANCE) -> bool:
         """Note how far apart two tensors are that should be equal up to rounding; whether they are."""
         difference = relative_difference(mine, theirs)
         finding = self._of(check)

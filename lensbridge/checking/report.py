@@ -100,6 +100,14 @@ class Report:
         }
 
 
+def _outcomes(subject: Subject, group: str) -> list[Outcome]:
+    """The outcomes of one group; that it cannot be checked at all is one, too."""
+    try:
+        return GROUPS[group](subject)
+    except Exception as error:
+        return [Outcome(group, "to run at all", "fails", f"{type(error).__name__}: {error}")]
+
+
 def check_model(model: Any, known: Known | None = None, groups: Collection[str] | None = None) -> Report:
     """Check everything that must hold of a hooked model, by running it on a few random tokens.
 
@@ -112,6 +120,6 @@ def check_model(model: Any, known: Known | None = None, groups: Collection[str] 
     """
     subject = Subject(model, known)
     chosen = [name for name in GROUPS if groups is None or name in groups]
-    outcomes = tuple(outcome for name in chosen for outcome in GROUPS[name](subject))
+    outcomes = tuple(outcome for name in chosen for outcome in _outcomes(subject, name))
     hf = model.hf_model
     return Report(type(hf).__name__, hf.config.model_type, outcomes, subject.known)

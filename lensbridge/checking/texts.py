@@ -11,6 +11,8 @@ from .outcome import Findings, Outcome
 from .subject import LENGTH, Subject
 
 NEW_TOKENS = 4
+#: So that nothing is the end.
+NO_TOKEN = 2**31 - 1
 #: How far a row in a padded batch may be from the row alone: masked keys take part in the sums as zeros.
 ALONE = 1e-4
 
@@ -38,7 +40,7 @@ def check_padding(subject: Subject) -> list[Outcome]:
 
 
 def _of_huggingface(subject: Subject, mask: Tensor) -> Tensor:
-    """Logits of the HuggingFace model with the mask, and with positions that count real tokens if it takes positions."""
+    """Logits of the HuggingFace model with the mask, and positions that count real tokens."""
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     return subject.hf(input_ids=subject.tokens, attention_mask=mask, position_ids=positions).logits
 
@@ -53,7 +55,7 @@ def check_generation(subject: Subject) -> list[Outcome]:
             attention_mask=torch.ones_like(tokens),
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
-            eos_token_id=-1,
+            eos_token_id=NO_TOKEN,
             pad_token_id=0,
         )
         seen: list[int] = []
