@@ -10,13 +10,11 @@ from torch import Tensor
 
 from ..parameters import factor_of
 from .norm_identities import norm_identities
-from .scores import position_bias, products, repeated
+from .scores import position_bias, products, repeated, unrotated
 from .subject import Look, Subject
 
-Row = tuple[str, str, Callable[[Look], Tensor]] | tuple[str, str, Callable[[Look], Tensor], tuple[str, ...]]
 
-
-def attention_identities(subject: Subject, layer: int) -> Iterator[Row]:
+def attention_identities(subject: Subject, layer: int) -> Iterator[tuple]:
     """Those of one layer, as rows of `Identity`."""
     yield from _inputs(subject, layer)
     yield from _projections(subject, layer)
@@ -24,7 +22,7 @@ def attention_identities(subject: Subject, layer: int) -> Iterator[Row]:
     yield from _output(subject, layer)
 
 
-def _inputs(subject: Subject, layer: int) -> Iterator[Row]:
+def _inputs(subject: Subject, layer: int) -> Iterator[tuple]:
     """The copies that heads read, and the norm of what they read."""
     prefix, block = f"blocks.{layer}", subject.block(layer)
     pre = f"{prefix}.hook_resid_pre"
@@ -51,7 +49,7 @@ def norm_before(subject: Subject, layer: int) -> bool:
     return "norms before" in subject.block(layer).features
 
 
-def _projections(subject: Subject, layer: int) -> Iterator[Row]:
+def _projections(subject: Subject, layer: int) -> Iterator[tuple]:
     prefix = f"blocks.{layer}"
     norm = None
     if norm_before(subject, layer):
@@ -84,6 +82,30 @@ def _projections(subject: Subject, layer: int) -> Iterator[Row]:
                 subject, f"{prefix}.attn.{letter}_norm", _at(f"{prefix}.attn.hook_{letter}"), letter
             )
 
+    yield from _rotated(subject, layer)
+
+
+def _rotated(subject: Subject, layer: int) -> Iterator[tuple]:
+    """Heads at one position are rotated alike, so that their products stay what they were, up to a factor."""
+    prefix = f"blocks.{layer}.attn"
+    for letter in "qk":
+        point = f"{prefix}.hook_rot_{letter}"
+        if not subject.has(point) or not subject.has(f"{prefix}.hook_{letter}"):
+            continue
+
+        def before(look: Look, letter: str = letter, point: str = point) -> Tensor:
+            clean = look.subject.look()
+            factor = gram(clean[point]).sum() / gram(unrotated(clean, prefix, letter)).sum()
+            return gram(unrotated(look, prefix, letter)) * factor
+
+        yield point, f"{letter} rotated: the same products at each position", before, (), gram
+
+
+def gram(x: Tensor) -> Tensor:
+    """The products of all heads of all rows of a batch at each position, ``[pos, batch*head, batch*head]``."""
+    heads = x.transpose(0, 1).flatten(1, 2)
+    return heads @ heads.transpose(-1, -2)
+
 
 def _at(point: str) -> Callable[[Look], Tensor]:
     return lambda look: look[point]
@@ -99,7 +121,7 @@ def _stored(look: Look, prefix: str, name: str) -> Any:
     return look.weight(prefix + name) if grouped is None else grouped
 
 
-def _heads(subject: Subject, layer: int) -> Iterator[Row]:
+def _heads(subject: Subject, layer: int) -> Iterator[tuple]:
     prefix = f"blocks.{layer}.attn"
     scores, pattern, v, z = (f"{prefix}.hook_{name}" for name in ("attn_scores", "pattern", "v", "z"))
     rotated = tuple(n for n in (f"{prefix}.hook_rot_q", f"{prefix}.hook_rot_k") if subject.has(n))
@@ -135,7 +157,7 @@ def shares(look: Look, layer: int) -> Tensor:
     return torch.sigmoid(total - sinks.detach().float().view(1, -1, 1, 1))
 
 
-def _output(subject: Subject, layer: int) -> Iterator[Row]:
+def _output(subject: Subject, layer: int) -> Iterator[tuple]:
     prefix, block = f"blocks.{layer}", subject.block(layer)
     z, result, out = f"{prefix}.attn.hook_z", f"{prefix}.attn.hook_result", f"{prefix}.hook_attn_out"
 

@@ -7,7 +7,8 @@ import torch
 from ..points import template
 from .identities import Identity, identities_of
 from .outcome import Findings, Outcome
-from .subject import TEMPLATES, Subject
+from .shapes import shape_problems
+from .subject import TEMPLATES, Look, Subject
 
 
 def check_points(subject: Subject) -> list[Outcome]:
@@ -21,8 +22,8 @@ def check_points(subject: Subject) -> list[Outcome]:
                 missing.setdefault(name, [])
                 if name not in look:
                     missing[name].append(f"did not fire with {', '.join(flags) or 'no flag'}")
-                elif look[name].isnan().any():
-                    missing[name].append("has NaN")
+                else:
+                    missing[name] += shape_problems(subject, name, look[name])
     for point in TEMPLATES:
         for name in _instances(subject, point):
             if name in missing:
@@ -64,10 +65,9 @@ def check_identities(subject: Subject, group: str = "identities") -> list[Outcom
     return findings.outcomes()
 
 
-def compare_identity(findings: Findings, identity: Identity, look: object) -> bool:
+def compare_identity(findings: Findings, identity: Identity, look: Look) -> bool:
     """Note how far a point's value is from what its identity gives."""
-    value = look[identity.point]  # type: ignore[index]
-    expected = identity.value(look).to(value.dtype)  # type: ignore[arg-type]
+    value, expected = identity.sides(look, look[identity.point])
     return findings.compare(template(identity.point), value, expected, f"{identity.point} != {identity.equation}")
 
 

@@ -67,8 +67,7 @@ def check_edits(subject: Subject, everywhere: bool = False) -> list[Outcome]:
 
 def _holds(identity: Identity, look: Look) -> bool:
     try:
-        value = look[identity.point]
-        return relative_difference(value, identity.value(look).to(value.dtype)) <= TOLERANCE
+        return relative_difference(*identity.sides(look, look[identity.point])) <= TOLERANCE
     except Exception:
         return False
 
@@ -84,6 +83,5 @@ def _check_edit(subject: Subject, findings: Findings, name: str, clean: Look, id
     findings.say(check, not changed, f"an edit of {name} changed what comes before: {', '.join(changed[:3])}")
     findings.say(check, not torch.equal(look.logits, clean.logits), f"an edit of {name} did not reach the logits")
     for identity in identities:
-        value = nudge.before if identity.point == name else look[identity.point]
-        where = f"an edit of {name}: {identity.point} != {identity.equation}"
-        findings.compare(check, value, identity.value(look).to(value.dtype), where)
+        sides = identity.sides(look, nudge.before if identity.point == name else look[identity.point])
+        findings.compare(check, *sides, f"an edit of {name}: {identity.point} != {identity.equation}")

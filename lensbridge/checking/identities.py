@@ -20,7 +20,7 @@ from .subject import Look, Subject
 
 
 class Identity(NamedTuple):
-    """The value of ``point`` as a function of the run's other values.
+    """The value of ``point``, or what ``of`` makes of it, as a function of the run's other values.
 
     ``verifies`` are further points that it would show to be wrong.
     """
@@ -29,6 +29,12 @@ class Identity(NamedTuple):
     equation: str
     value: Callable[[Look], Tensor]
     verifies: tuple[str, ...] = ()
+    of: Callable[[Tensor], Tensor] | None = None
+
+    def sides(self, look: Look, value: Tensor) -> tuple[Tensor, Tensor]:
+        """What has to be equal, if ``value`` is the point's."""
+        shown = value if self.of is None else self.of(value)
+        return shown, self.value(look).to(shown.dtype)
 
 
 def identities_of(subject: Subject) -> list[Identity]:
@@ -50,11 +56,7 @@ def _all(subject: Subject) -> Iterator[Identity]:
         yield Identity(*row)
 
 
-#: The fields of an `Identity`.
-Row = tuple[str, str, Callable[[Look], Tensor]] | tuple[str, str, Callable[[Look], Tensor], tuple[str, ...]]
-
-
-def _before(subject: Subject) -> Iterator[Row]:
+def _before(subject: Subject) -> Iterator[tuple]:
     def embedded(look: Look) -> Tensor:
         weight = look.weight("embed.W_E")
         assert weight is not None
@@ -83,7 +85,7 @@ def _total(names: list[str]) -> Callable[[Look], Tensor]:
     return lambda look: sum((look[name] for name in names[1:]), look[names[0]])
 
 
-def _stream(subject: Subject, layer: int) -> Iterator[Row]:
+def _stream(subject: Subject, layer: int) -> Iterator[tuple]:
     """How the residual stream goes through a layer."""
     block, prefix = subject.block(layer), f"blocks.{layer}"
     pre, attn, mid, mlp, post = (
@@ -108,7 +110,7 @@ def _stream(subject: Subject, layer: int) -> Iterator[Row]:
         yield after, f"{post.rsplit('hook_', 1)[-1]} of the layer before", lambda look: look[post], (post,)
 
 
-def _after(subject: Subject) -> Iterator[Row]:
+def _after(subject: Subject) -> Iterator[tuple]:
     last = f"blocks.{subject.n_layers - 1}.hook_"
     normed = "normalized_resid_post" if subject.has(f"{last}normalized_resid_post") else "resid_post"
     if subject.has("ln_final.hook_scale"):

@@ -13,10 +13,8 @@ from ..utilities.activation_functions import SUPPORTED_ACTIVATIONS
 from .norm_identities import norm_identities
 from .subject import Look, Subject
 
-Row = tuple[str, str, Callable[[Look], Tensor]] | tuple[str, str, Callable[[Look], Tensor], tuple[str, ...]]
 
-
-def mlp_identities(subject: Subject, layer: int) -> Iterator[Row]:
+def mlp_identities(subject: Subject, layer: int) -> Iterator[tuple]:
     """Those of one layer, as rows of `Identity`."""
     prefix, block = f"blocks.{layer}", subject.block(layer)
     if block.mlp is None:
@@ -43,7 +41,7 @@ def mlp_identities(subject: Subject, layer: int) -> Iterator[Row]:
     yield from _output(subject, layer)
 
 
-def _neurons(subject: Subject, layer: int, read: Callable[[Look], Tensor]) -> Iterator[Row]:
+def _neurons(subject: Subject, layer: int, read: Callable[[Look], Tensor]) -> Iterator[tuple]:
     prefix = f"blocks.{layer}.mlp"
     pre, linear, post = (f"{prefix}.hook_{name}" for name in ("pre", "pre_linear", "post"))
     gated = subject.has(linear)
@@ -81,7 +79,7 @@ def _activation(subject: Subject) -> Any:
     return ACT2FN[name] if name in ACT2FN else SUPPORTED_ACTIVATIONS[name]
 
 
-def _output(subject: Subject, layer: int) -> Iterator[Row]:
+def _output(subject: Subject, layer: int) -> Iterator[tuple]:
     prefix = f"blocks.{layer}"
     post, out = f"{prefix}.mlp.hook_post", f"{prefix}.hook_mlp_out"
 

@@ -12,9 +12,13 @@ from .subject import Look, Subject
 
 def _meeting(look: Look, prefix: str, letter: str) -> Tensor:
     """Queries or keys as they meet."""
-    rotated, plain, norm = (f"{prefix}.{name}" for name in (f"hook_rot_{letter}", f"hook_{letter}", f"{letter}_norm"))
-    if rotated in look:
-        return look[rotated]
+    rotated = f"{prefix}.hook_rot_{letter}"
+    return look[rotated] if rotated in look else unrotated(look, prefix, letter)
+
+
+def unrotated(look: Look, prefix: str, letter: str) -> Tensor:
+    """Queries or keys before they are rotated, and after their norm if they have one."""
+    plain, norm = f"{prefix}.hook_{letter}", f"{prefix}.{letter}_norm"
     return look.normed(norm).reshape(look[plain].shape) if f"{norm}.hook_scale" in look else look[plain]
 
 
