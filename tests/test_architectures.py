@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +17,14 @@ from lensbridge.architectures.record import Architecture, Block, Softmax
 from lensbridge.errors import UnsupportedModelError
 from lensbridge.tiny import tiny_family
 
-#: The roles of a block that are paths.
-ROLES = [field.name for field in dataclasses.fields(Block) if str(field.type).startswith("str")]
+#: The fields of a block that are paths of attributes that are no modules, and the one that is none.
+ATTRIBUTES, WORDS = {"attn_factor", "mlp_factor", "sinks"}, {"extra"}
+#: The roles of a block: the fields that are paths of modules.
+ROLES = [
+    field.name
+    for field in dataclasses.fields(Block)
+    if str(field.type).startswith("str") and field.name not in ATTRIBUTES | WORDS
+]
 
 
 def test_a_model_is_known_by_its_class_and_subclasses_of_it(hf: Any) -> None:
@@ -70,6 +77,8 @@ def test_every_role_is_where_the_record_says(record: Architecture) -> None:
         roles = [role for role in ROLES if role not in fused and getattr(block, role) is not None]
         assert all(hf.get_submodule(bound.in_layer(layer, role)) is not None for role in roles)
         assert all(hf.get_submodule(bound.below(layer, path)) is not None for path in block.branches if path)
+        found = [getattr(block, attribute) for attribute in ATTRIBUTES]
+        assert all(attrgetter(path)(hf.get_submodule(bound.layer(layer))) is not None for path in found if path)
     assert all(hasattr(hf.config, attribute) for attribute in record.config.values())
     assert all(hasattr(hf.config, attribute) for attribute in (*record.variants, *record.refused))
 

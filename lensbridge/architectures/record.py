@@ -68,9 +68,13 @@ class Block:
     expert_neurons: ExpertNeurons | None = None
     ln2_post: str | None = None
     #: The modules whose output is added to the residual stream, where these are not ``ln1_post`` or ``attn`` and
-    #: ``ln2_post`` or ``mlp``; and an attribute that holds a factor between that output and what is added.
+    #: ``ln2_post`` or ``mlp``.
     attn_branch: str | None = None
     mlp_branch: str | None = None
+    #: A module that is called before them and whose output is added to theirs.
+    attn_also: str | None = None
+    mlp_also: str | None = None
+    #: An attribute that holds a factor between that output and what is added.
     attn_factor: str | None = None
     mlp_factor: str | None = None
     #: Whether batch and position are one axis from the norm before the MLP to the MLP's output.
@@ -81,6 +85,8 @@ class Block:
     parallel: bool = False
     #: Whether ``ln1`` and ``ln2`` norm the stream itself, behind attention and MLP (Vaswani et al. 2017).
     post_norm: bool = False
+    #: Whether something stands between ``ln1`` and ``ln2`` and what reads them, so that no gain can be folded into it.
+    gated_norms: bool = False
     #: Where the residual stream between attention and MLP is the input of, if not of ``ln2`` or the MLP.
     middle: str | None = None
     #: What else the layer adds to the stream or does to it, in words; hook_resid_post is then no sum of the others.
@@ -121,12 +127,20 @@ class Block:
     @property
     def folds_ln1(self) -> bool:
         """Whether weights that are shown read ``ln1``, so that its gain can be folded into them."""
-        return "norms before" in self.features and ("queries" in self.features or self.v is not None)
+        return (
+            not self.gated_norms
+            and "norms before" in self.features
+            and ("queries" in self.features or self.v is not None)
+        )
 
     @property
     def folds_ln2(self) -> bool:
         """Whether weights that are shown read ``ln2``."""
-        return "norm before MLP" in self.features and ("neurons" in self.features or self.expert_neurons is not None)
+        return (
+            not self.gated_norms
+            and "norm before MLP" in self.features
+            and ("neurons" in self.features or self.expert_neurons is not None)
+        )
 
     @property
     def moves_value_bias(self) -> bool:
@@ -148,10 +162,21 @@ class Block:
         return (self.attn_branch or self.ln1_post or self.attn, self.mlp_branch or self.ln2_post or self.mlp)
 
 
+def mixture(mlp: str = "mlp", router: str = "gate") -> dict[str, Any]:
+    """The changes of a layer whose MLP, at this path, is a mixture of experts."""
+    dense = dict.fromkeys(("gate", "mlp_in", "mlp_out"))
+    return {"experts": f"{mlp}.experts", "router": f"{mlp}.{router}", **dense}
+
+
+def instead_of_attention(path: str) -> dict[str, Any]:
+    """The changes of a layer where another module (a recurrence, say) stands in the place of attention."""
+    return {"attn_branch": path, **dict.fromkeys(("attn", "q", "k", "v", "qkv", "q_norm", "k_norm", "o"))}
+
+
 #: What the presence of a module below a layer changes, in families whose modules go by Llama's names.
 LLAMA_KINDS: Mapping[str, Mapping[str, Any]] = {
     "self_attn.q_norm": {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"},
-    "mlp.experts": {"experts": "mlp.experts", "router": "mlp.gate", "gate": None, "mlp_in": None, "mlp_out": None},
+    "mlp.experts": mixture(),
     "mlp.router": {"router": "mlp.router"},
 }
 
@@ -177,6 +202,8 @@ class Architecture:
     layers: str = "model.layers"
     ln_final: str | None = "model.norm"
     unembed: str = "lm_head"
+    #: An attribute, by its path from the root, that the final norm's output is divided by before the head.
+    unembed_divisor: str | None = None
     #: What a layer is made of, and what it changes that a module (by its path below the layer) is there.
     block: Block = Block()
     kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
