@@ -114,7 +114,10 @@ class Parameters:
         out.weights[f"{name}.w"] = gain = self.gain(path)
         if gain is not getattr(norm, "weight", None):
             stored = getattr(norm, "weight", None)
-            if stored is None:
+            if hasattr(norm, "norms"):
+                out.made[f"{name}.w"] = f"{type(norm).__name__} stores it in pieces, one for each head"
+                out.sources.update((f"{name}.w.{head}", each.weight) for head, each in enumerate(norm.norms))
+            elif stored is None:
                 out.made[f"{name}.w"] = f"{type(norm).__name__} has no such parameter"
             else:
                 out.made[f"{name}.w"] = f"{type(norm).__name__} stores it less {self.architecture.gain_offset:g}"

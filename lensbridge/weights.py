@@ -174,7 +174,7 @@ class WeightViews:
     def branch(self, branch: str, layer: int = 0) -> Weights:
         """The processed weights of a branch without graph, kept until a parameter changes; not to be edited."""
         raw, made, sources = self.parameters.branch(branch, layer)
-        stored = [sources.get(short, w) for short, w in raw.items() if short in sources or short not in made]
+        stored = [*sources.values(), *(w for short, w in raw.items() if short not in made)]
         owners = {id(owner): owner for owner in (w if w._base is None else w._base for w in stored)}
         state = (self.processing, tuple(_fingerprint(owner) for owner in owners.values()))
         kept = self._kept.get((branch, layer))

@@ -36,7 +36,9 @@ class Norm:
         """The norm ``module`` at ``path`` of a model of this architecture."""
         eps = architecture.norm_eps
         if eps is None:
-            eps = next(getattr(module, name) for name in EPSILONS if hasattr(module, name))
+            # One norm for each head, perhaps.
+            holder = module.norms[0] if hasattr(module, "norms") else module
+            eps = next(getattr(holder, name) for name in EPSILONS if hasattr(holder, name))
         return cls(path, float(eps), is_centred(module, architecture), folds)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
