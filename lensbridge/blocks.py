@@ -210,10 +210,13 @@ class MLP(Component):
         block = interior.architecture.blocks[layer]
         if block.act is not None:
             self.act_fn = Activation(interior, f"{self.prefix}.act_fn", interior.architecture.in_layer(layer, "act"))
+        if block.neuron_norm is not None:
+            self.ln = Norm(interior, f"{self.prefix}.ln", interior.architecture.in_layer(layer, "neuron_norm"))
         if block.expert_neurons is not None:
             experts = (Expert(interior, layer, expert) for expert in range(self.cfg.num_experts))
             self.experts = nn.ModuleList(experts)
-        self.add_points(("hook_pre", "hook_pre_linear", "hook_post", "hook_expert_weights", "hook_expert_indices"))
+        self.add_points(("hook_pre", "hook_pre_linear", "hook_mid", "hook_post"))
+        self.add_points(("hook_expert_weights", "hook_expert_indices"))
 
     def forward(self, x: Resid) -> Resid:
         """The MLP's output, ``[batch, pos, d_model]``."""

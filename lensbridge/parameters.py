@@ -279,6 +279,8 @@ class Parameters:
             self._bias(out, "b_in", into, out.weights["W_in"].shape[-1:])
         out.weights["W_out"] = matrix(out_of)
         self._bias(out, "b_out", out_of, (cfg.d_model,))
+        if block.neuron_norm is not None:
+            self._norm(out, "neurons", arch.in_layer(layer, "neuron_norm"))
         if block.act is not None:
             self._activation(out, self.module(arch.in_layer(layer, "act")))
         return out

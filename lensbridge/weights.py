@@ -37,7 +37,12 @@ _SAMPLE = 16384
 _PLACES = {
     "embed": {"": "embed.", "ln": "embed.ln.", "W_pos": "pos_embed."},
     "attn": {"": "blocks.{l}.attn.", "ln": "blocks.{l}.ln1.", "post": "blocks.{l}.{post}."},
-    "mlp": {"": "blocks.{l}.mlp.", "ln": "blocks.{l}.ln2.", "post": "blocks.{l}.{post}."},
+    "mlp": {
+        "": "blocks.{l}.mlp.",
+        "ln": "blocks.{l}.ln2.",
+        "post": "blocks.{l}.{post}.",
+        "neurons": "blocks.{l}.mlp.ln.",
+    },
     "unembed": {"": "unembed.", "ln": "ln_final."},
 }
 #: With grouped queries these are stored once per key-value head, and their names begin with an underscore.

@@ -24,6 +24,4 @@ COHERE2 = replace(
     by_layer={"layer_types": {"full_attention": {"rotary": False}}},
 )
 #: Its config says for each kind of layer whether it rotates.
-COHERE_COMPASS = replace(
-    COHERE, model_type="cohere_compass_text", hf_class="CohereCompassForCausalLM", constants={}
-)
+COHERE_COMPASS = replace(COHERE, model_type="cohere_compass_text", hf_class="CohereCompassForCausalLM", constants={})

@@ -7,6 +7,8 @@
 - Ministral 3 (2025): rotated queries grow with their position
 - SmolLM3 (2025): no rotation in every fourth layer
 - Moshi (Défossez et al. 2024): gate and up in one projection; what it hears and says is left out
+- HunYuan (2025): a norm of each head's queries and keys when they are rotated
+- BitNet (Wang et al. 2023): a norm of what the output projection of attention is given, and of what the MLP's is
 - GOT-OCR 2 (Wei et al. 2024), MOSS-Transcribe-Diarize: a Qwen below a model that also sees or hears
 """
 
@@ -45,6 +47,21 @@ MOSHI = Architecture(
         gate_up=True,
         mlp_out="mlp.fc2",
     ),
+)
+HUNYUAN_DENSE = Architecture(
+    model_type="hunyuan_v1_dense",
+    hf_class="HunYuanDenseV1ForCausalLM",
+    block=Block(
+        q_norm="self_attn.query_layernorm",
+        k_norm="self_attn.key_layernorm",
+        qk_norm_heads_first=True,
+        qk_norm_rotated=True,
+    ),
+)
+BITNET = Architecture(
+    model_type="bitnet",
+    hf_class="BitNetForCausalLM",
+    block=Block(z_from_call=True, neuron_norm="mlp.ffn_sub_norm"),
 )
 GOT_OCR2 = QWEN2.within("got_ocr2", "GotOcr2ForConditionalGeneration")
 MOSS_TRANSCRIBE_DIARIZE = QWEN3.within("moss_transcribe_diarize", "MossTranscribeDiarizeForConditionalGeneration")

@@ -43,8 +43,9 @@ class Block:
     q_norm: str | None = None
     k_norm: str | None = None
     qk_norm_over: Literal["head", "all"] = "head"
-    #: Whether heads come before positions in what these norms are given.
+    #: Whether heads come before positions in what these norms are given, and whether that is rotated already.
     qk_norm_heads_first: bool = False
+    qk_norm_rotated: bool = False
     o: str | None = "self_attn.o_proj"
     #: Whether hook_z is what the attention call returns, because something stands between that and ``o``.
     z_from_call: bool = False
@@ -61,6 +62,8 @@ class Block:
     #: Whether ``mlp_in`` holds both, the one that goes through the activation function first.
     gate_up: bool = False
     mlp_out: str | None = "mlp.down_proj"
+    #: A norm of the activations before ``mlp_out``.
+    neuron_norm: str | None = None
     #: The activation function, where it has weights of its own.
     act: str | None = None
     #: A mixture of experts in the place of ``gate``, ``mlp_in`` and ``mlp_out``, and what chooses among them.
@@ -120,6 +123,7 @@ class Block:
             "qk norm": self.q_norm is not None,
             "MLP": self.mlp is not None,
             "neurons": self.mlp_out is not None,
+            "neuron norm": self.neuron_norm is not None,
             "gate": self.mlp_out is not None and (self.gate_up or self.gate is not None),
             "experts": self.experts is not None,
             "expert neurons": self.expert_neurons is not None,
@@ -288,6 +292,11 @@ class Architecture:
     def behind_layers(self) -> str:
         """The path of what reads the residual stream after the last layer."""
         return self.ln_final or self.unembed
+
+    @property
+    def final_call(self) -> int:
+        """Which call of the final norm's module is the final norm: the embedding may go through it, too."""
+        return int(self.ln_final is not None and self.ln_final == self.embed_norm)
 
     def layer(self, index: int) -> str:
         """The path of one layer."""

@@ -57,7 +57,7 @@ def sites_of(
         before.append(PositionSite("hook_pos_embed", Place(architecture.pos_embed, "output")))
     blocks = [_BlockLayout(architecture, layer, norms).sites() for layer in range(cfg.n_layers)]
     norm, head = architecture.ln_final and norms[architecture.ln_final], architecture.unembed
-    after: list[Site] = [NormSite("ln_final", norm, final=True)] if norm else []
+    after: list[Site] = [NormSite("ln_final", norm, final=True, call=architecture.final_call)] if norm else []
     into = _scaled(Place(head, "input"), "", architecture.unembed_divisor)
     after.append(UnembedInSite("unembed.hook_in", into, norm or None))
     return before, blocks, [*after, UnembedOutSite("unembed.hook_out", Place(head, "output"))]
@@ -65,7 +65,7 @@ def sites_of(
 
 def _scaled(place: Place, owner: str, factor: str | None) -> Place:
     """The place, with the factor that stands behind it."""
-    return place if factor is None else FactorPlace(place.path, place.side, place.flat, owner, factor)
+    return place if factor is None else FactorPlace(place.path, place.side, place.flat, owner=owner, factor=factor)
 
 
 class _BlockLayout:
@@ -237,4 +237,7 @@ class _BlockLayout:
             sites = [PlainSite(pre, self.place("gate", "output")), PlainSite(linear, self.place("mlp_in", "output"))]
         else:
             sites = [PlainSite(pre, self.place("mlp_in", "output"))]
+        if block.neuron_norm is not None:
+            sites.append(PlainSite(f"{self.prefix}.mlp.hook_mid", self.place("neuron_norm", "input")))
+            sites += self.norm_sites("neuron_norm", "mlp.ln")
         return [*sites, PlainSite(f"{self.prefix}.mlp.hook_post", self.place("mlp_out", "input"))]

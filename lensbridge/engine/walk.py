@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import HookError, TraceError
 from ..hook_points import HookPoint
 from .norm_sites import FINAL_READERS, NormSite
+from .places import Event
 from .plan import rank_of
 from .sites import Run, Site
 
@@ -105,7 +106,7 @@ class Walk:
         self,
         run: TraceRun,
         sites: Iterable[Site],
-        order: Mapping[tuple[str, str], int],
+        order: Mapping[Event, int],
         points: Mapping[str, HookPoint],
         check: Any,
     ) -> None:
@@ -243,7 +244,7 @@ class Walk:
             return END
         path, _, inside = location.removeprefix("model.").partition(".source.")
         path, _, side = (path, "", "input") if inside else path.rpartition(".")
-        rank = self.order.get((path, "output" if side == "output" else "input"))
+        rank = self.order.get((path, "output" if side == "output" else "input", 0))
         return None if rank is None else (rank, 0)
 
     # --- visits -------------------------------------------------------------------------------------------------------
