@@ -51,6 +51,8 @@ class Block:
     z_from_call: bool = False
     #: Learned logits, one a head, that take part in the softmax as a last column: an attribute's path.
     sinks: str | None = None
+    #: Whether the softmax goes without them, and what the heads write is scaled by what they leave of it.
+    sinks_behind: bool = False
     #: A norm of what attention writes, before it is added.
     ln1_post: str | None = None
     ln2: str | None = "post_attention_layernorm"

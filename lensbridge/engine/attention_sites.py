@@ -230,6 +230,8 @@ class ScoresSite(Site):
         value = masked_scores(self.form.scores(raw, run))
         value, changed = run.fire(self.names[0], value, live=False)
         if changed:
+            if self.form.behind:
+                run.shares[self.layer] = self.form.share(raw, run)
             run.write(self.place, self.form.scores_to_hf(value, raw, run))
             run.edited_scores.add(self.layer)
 
@@ -268,6 +270,36 @@ class PatternSite(Site):
 
     def record(self, run: Run) -> None:
         run.keep(self.names[0], self.form.pattern(run.read(self.place), run))
+
+
+class SharedPatternSite(PatternSite):
+    """hook_pattern where sinks have their share behind the softmax: its output, times what they leave of each row."""
+
+    def __init__(self, layer: int, place: AnyPlace, scores: ScoresSite) -> None:
+        super().__init__(layer, place, scores)
+        self.scores = scores.place
+
+    def visit(self, run: Run) -> None:
+        share, raw = self.form.share(run.read(self.scores), run), run.read(self.place)
+        edited = self.layer in run.edited_scores
+        if edited:
+            raw = torch.where(raw.isnan(), torch.zeros_like(raw), raw)
+        value, changed = run.fire(self.names[0], raw * share, live=False)
+        if not (edited or changed):
+            return
+        # HuggingFace scales by what it had before an edit of the scores.
+        before = run.shares.pop(self.layer, share)
+        small = before.clamp(min=torch.finfo(before.dtype).tiny)
+        whole = value / small
+        if not edited:
+            # What was not edited stays as it is to the last bit.
+            shown = raw * share
+            whole = torch.where(value == shown, raw + (value - shown) / small, whole)
+        run.write(self.place, whole)
+
+    def record(self, run: Run) -> None:
+        share = self.form.share(run.read(self.scores), run)
+        run.keep(self.names[0], run.read(self.place) * share)
 
 
 class ZSite(Site):

@@ -18,6 +18,7 @@ from .attention_sites import (
     QKVSite,
     ResultSite,
     ScoresSite,
+    SharedPatternSite,
     ZSite,
 )
 from .expert_sites import ExpertsSite
@@ -188,9 +189,9 @@ class _BlockLayout:
     def heads(self) -> list[Site]:
         """Scores, pattern, z and what the heads write."""
         block, layer = self.block, self.layer
-        form = SquareForm(self.root, block.sinks, block.flat_heads)
+        form = SquareForm(self.root, block.sinks, block.flat_heads, block.sinks_behind)
         scores = ScoresSite(layer, self.square("input"), form)
-        pattern = PatternSite(layer, self.square("output"), scores)
+        pattern = (SharedPatternSite if form.behind else PatternSite)(layer, self.square("output"), scores)
         sites: list[Site] = [scores, pattern]
         upstream = (*scores.names, *pattern.names)
         if block.z_from_call or block.o is None:

@@ -63,6 +63,8 @@ class Run:
     parts: dict[str, Tensor] = field(default_factory=dict)
     #: layer -> 1 - sum of each row of an edited pattern, [batch, head, query_pos].
     missing_rows: dict[int, Tensor] = field(default_factory=dict)
+    #: layer -> what sinks left of each row of the pattern before its scores were edited (`SquareForm.share`).
+    shares: dict[int, Tensor] = field(default_factory=dict)
     #: Layers whose scores were edited, so that a softmax row may be NaN.
     edited_scores: set[int] = field(default_factory=set)
     #: layer -> value bias, computed once per run.
