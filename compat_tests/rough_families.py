@@ -102,6 +102,7 @@ FAMILIES = {
     ),
     "phi3": Family("Phi3Config", "Phi3ForCausalLM", "microsoft/Phi-3-mini-4k-instruct", GROUPED | {"pad_token_id": 0}),
     "olmo": Family("OlmoConfig", "OlmoForCausalLM", "allenai/OLMo-1B-hf"),
+    "olmo clipped": Family("OlmoConfig", "OlmoForCausalLM", "allenai/OLMo-1B-hf", {"clip_qkv": 0.7}),
     "olmo2": Family(
         "Olmo2Config",
         "Olmo2ForCausalLM",
@@ -167,6 +168,8 @@ def _sizes(config: Any, fields: dict[str, Any]) -> dict[str, Any]:
         found["attn_types"] = ["local" if kind == "sliding_attention" else "global" for kind in kinds]
     if fields.get("window_size") and getattr(config, "sliding_window", None):
         found["window_size"] = config.sliding_window
+    if getattr(config, "clip_qkv", None):
+        found["clip_qkv"] = config.clip_qkv
     if fields.get("attn_scale", -1) > 0 and hasattr(config, "query_pre_attn_scalar"):
         found["attn_scale"] = config.query_pre_attn_scalar**0.5
     return found

@@ -31,7 +31,7 @@ OTHER_ACTIVATION = {"gemma"}
 OTHER_SCORES = {"bloom"}
 #: Folding leaves the gate of a gated MLP uncentred in 3.9.0, so that it alone reads the mean that a hook brings in at
 #: the LayerNorm before it. Here the norm's readers are treated alike.
-UNCENTRED_GATE = {("olmo", "default"): ("ln2.hook_normalized", "ln2.hook_scale")}
+UNCENTRED_GATE = {(name, "default"): ("ln2.hook_normalized", "ln2.hook_scale") for name in ("olmo", "olmo clipped")}
 #: Buffers and parameters that nothing reads.
 NOT_WEIGHTS = ("mask", "IGNORE", "rotary_sin", "rotary_cos", "pos_embed.W_pos")
 

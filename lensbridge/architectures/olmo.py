@@ -1,6 +1,6 @@
 """OLMo 1, 2 and 3 (Groeneveld et al. 2024, OLMo Team 2025) and EXAONE 4 (LG AI Research 2025).
 
-- OLMo: Llama's block with LayerNorms that have neither gain nor bias
+- OLMo: Llama's block with LayerNorms that have neither gain nor bias; queries, keys and values may be clipped
 - OLMo 2 and 3: norms stand behind attention and MLP instead of before them, and over all queries and all keys; OLMo 3
   has local and global attention in turn
 - EXAONE 4: so do its norms, but those of queries and keys are over each head; where some of its layers are local, only
@@ -16,7 +16,8 @@ OLMO = Architecture(
     hf_class="OlmoForCausalLM",
     norm="LN",
     norm_eps=1e-5,
-    refused={"clip_qkv": "queries, keys and values are clipped after TransformerLens' points"},
+    config={"clip_qkv": "clip_qkv"},
+    variants={"clip_qkv": {"clips": True}},
 )
 OLMO2 = Architecture(
     model_type="olmo2",

@@ -39,6 +39,8 @@ class Block:
     qkv_layout: Layout = PARTS
     #: Whether ``q`` holds for each head its query and then a gate on what the head writes.
     q_gate: bool = False
+    #: Whether what the projections return is clipped, in place.
+    clips: bool = False
     #: Norms of queries and keys, over each head or over all of them.
     q_norm: str | None = None
     k_norm: str | None = None
@@ -155,7 +157,8 @@ class Block:
         """Whether a bias of the values adds a constant to what attention writes: rows of the pattern sum to one, and
         nothing stands between values, pattern and output projection."""
         plain = self.qkv is not None or self.v is not None
-        return plain and self.o is not None and self.sinks is None and not self.z_from_call
+        between = self.clips or self.sinks is not None or self.z_from_call
+        return plain and self.o is not None and not between
 
     @property
     def post_norms(self) -> tuple[tuple[str, str], tuple[str, str]]:

@@ -107,10 +107,17 @@ class AttentionInputSite(Site):
 
 
 class QKVSite(Site):
-    """hook_q, hook_k and hook_v: slices of one projection's output, or one of them each."""
+    """hook_q, hook_k and hook_v: slices of one projection's output, or one of them each.
 
-    def __init__(self, layer: int, path: str, inputs: AttentionInputSite, letters: str = "qkv") -> None:
+    Args:
+        clips: whether what the projection returns is clipped in place, so that nobody may hold it.
+    """
+
+    def __init__(
+        self, layer: int, path: str, inputs: AttentionInputSite, letters: str = "qkv", clips: bool = False
+    ) -> None:
         self.layer = layer
+        self.clips = clips
         self.letters = letters
         self.names = tuple(f"blocks.{layer}.attn.hook_{letter}" for letter in letters)
         self.place = Place(path, "output")
@@ -134,10 +141,12 @@ class QKVSite(Site):
                 if edited:
                     parts[index], changed = self._write(run, letter, part, shown, value, maps), True
         if changed:
-            run.write(self.place, self._joined(run, parts))
+            joined = self._joined(run, parts)
+            run.write(self.place, joined.clone() if self.clips else joined)
 
     def _parts(self, run: Run) -> list[Tensor]:
         x, parameters = run.read(self.place), run.basis.weights.parameters
+        x = x.clone() if self.clips else x
         return [parameters.slice(x, letter, self.layer) for letter in self.letters.upper()]
 
     def _joined(self, run: Run, parts: list[Tensor]) -> Tensor:

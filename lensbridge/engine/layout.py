@@ -165,7 +165,7 @@ class _BlockLayout:
             inputs = AttentionInputSite(self.layer, start, norm, block.ln1 == block.ln2)
             fused = block.qkv is not None
             roles = ["qkv"] if fused else [role for role in ("q", "k", "v") if self.there(role)]
-            sites = [inputs, *(QKVSite(self.layer, self.path(role), inputs, role) for role in roles)]
+            sites = [inputs, *(QKVSite(self.layer, self.path(role), inputs, role, block.clips) for role in roles)]
         if block.attn is None:
             return sites
         sites += [site for letter in "qk" for site in self.head_norm(letter)]
