@@ -61,7 +61,7 @@ HUNYUAN_DENSE = Architecture(
 BITNET = Architecture(
     model_type="bitnet",
     hf_class="BitNetForCausalLM",
-    block=Block(z_from_call=True, neuron_norm="mlp.ffn_sub_norm"),
+    block=Block(z_from_call=True, z_norm="self_attn.attn_sub_norm", neuron_norm="mlp.ffn_sub_norm"),
 )
 GOT_OCR2 = QWEN2.within("got_ocr2", "GotOcr2ForConditionalGeneration")
 MOSS_TRANSCRIBE_DIARIZE = QWEN3.within("moss_transcribe_diarize", "MossTranscribeDiarizeForConditionalGeneration")

@@ -51,6 +51,8 @@ class Block:
     o: str | None = "self_attn.o_proj"
     #: Whether hook_z is what the attention call returns, because something stands between that and ``o``.
     z_from_call: bool = False
+    #: What stands there, if it is a norm of all heads.
+    z_norm: str | None = None
     #: Learned logits, one a head, that take part in the softmax as a last column: an attribute's path.
     sinks: str | None = None
     #: Whether the softmax goes without them, and what the heads write is scaled by what they leave of it.

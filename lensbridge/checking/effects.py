@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .outcome import Findings, Outcome
-from .scores import repeated
+from .scores import clipped, repeated
 from .subject import Subject
 
 #: Looks whether a fact holds in one layer.
@@ -71,6 +71,9 @@ def _zeroed_head_of_z(subject: Subject, findings: Findings, check: str, layer: i
     after = subject.look([(z, zero)])
     findings.say(check, not after[result][:, :, 1].any(), f"layer {layer}: the head still has a result")
     others = [head for head in range(look[z].shape[2]) if head != 1]
+    if subject.block(layer).z_norm is not None:
+        # It takes one head's change to the others.
+        return
     findings.compare(check, after[result][:, :, others], look[result][:, :, others], f"layer {layer}, other heads")
     if subject.norm_behind(layer, "attn") is None:
         factor = subject.factor(layer, "attn_factor")
@@ -120,7 +123,7 @@ def _values(subject: Subject, findings: Findings, check: str, layer: int) -> Non
     look = subject.look()
     chosen = torch.randn(look[v].shape, generator=torch.Generator().manual_seed(layer)).to(look[v])
     after = subject.look([(v, lambda value, hook: chosen)])
-    heads = repeated(chosen, look[pattern].shape[1])
+    heads = repeated(clipped(chosen, subject), look[pattern].shape[1])
     findings.compare(check, after[z], torch.einsum("bhqk,bkhd->bqhd", look[pattern], heads), f"layer {layer}")
 
 

@@ -65,16 +65,23 @@ def _neurons(subject: Subject, layer: int, read: Callable[[Look], Tensor]) -> It
         else:
             yield pre, "n @ W_in + b_in", projected("W_in", "b_in")
 
-    act = _activation(subject)
+    act = _activation(subject, layer)
 
     def activated(look: Look) -> Tensor:
-        return act(look[pre]) * look[linear] if gated else act(look[pre])
+        return act(look[pre]).detach() * look[linear] if gated else act(look[pre]).detach()
 
-    yield post, "act_fn(pre) * pre_linear" if gated else "act_fn(pre)", activated, (pre, linear) if gated else (pre,)
+    mid, norm = f"{prefix}.hook_mid", f"{prefix}.ln"
+    active, equation = mid if subject.has(mid) else post, "act_fn(pre) * pre_linear" if gated else "act_fn(pre)"
+    yield active, equation, activated, (pre, linear) if gated else (pre,)
+    if active != post:
+        yield from norm_identities(subject, norm, lambda look: look[mid], "mid")
+        yield post, "ln's output", lambda look: look.normed(norm)
 
 
-def _activation(subject: Subject) -> Any:
+def _activation(subject: Subject, layer: int) -> Any:
     """The model's activation function: HuggingFace's of that name, where the two have one of the same name."""
+    if subject.block(layer).act is not None:
+        return subject.hf.get_submodule(subject.architecture.in_layer(layer, "act"))
     name = subject.model.cfg.act_fn
     return ACT2FN[name] if name in ACT2FN else SUPPORTED_ACTIVATIONS[name]
 
