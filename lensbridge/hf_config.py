@@ -83,6 +83,8 @@ def _sizes(hf_model: Any, hf: Any, architecture: Architecture, fields: dict[str,
         if block.mlp_out is not None:
             found["d_mlp"] = matrix(hf_model.get_submodule(architecture.in_layer(layer, "mlp_out"))).shape[0]
             break
+        if block.expert_form.count:
+            found["d_mlp"] = block.expert_form.width
     attending = [layer for layer, block in enumerate(architecture.blocks) if block.attn is not None]
     found["d_head"] = getattr(hf, "head_dim", None) or d_model // found["n_heads"]
     if attending:
@@ -135,6 +137,7 @@ def _structure(hf: Any, architecture: Architecture) -> dict[str, Any]:
         "use_normalization_before_and_after": some("norm around"),
         "post_embedding_ln": architecture.embed_norm is not None,
         "use_attention_sinks": any(block.sinks is not None for block in architecture.blocks),
+        "norm_topk_prob": some("experts") and bool(getattr(hf, "norm_topk_prob", False)),
     }
     window, kinds = getattr(hf, "sliding_window", None), getattr(hf, "layer_types", None)
     if window and getattr(hf, "use_sliding_window", True):
