@@ -89,6 +89,9 @@ def _sizes(hf_model: Any, hf: Any, architecture: Architecture, fields: dict[str,
     found["d_head"] = getattr(hf, "head_dim", None) or d_model // found["n_heads"]
     if attending:
         found |= _heads(hf_model, architecture, attending[0], found)
+    if found.get("n_key_value_heads") is None and "n_key_value_heads" in fields:
+        # A record that names the attribute says that TransformerLens has it where nothing is shared, too.
+        found["n_key_value_heads"] = fields["n_key_value_heads"]
     return found
 
 
@@ -161,4 +164,19 @@ def _rotation(hf: Any, fields: dict[str, Any]) -> dict[str, Any]:
         found["rotary_scaling_factor"] = full["factor"]
     if local.get("rope_theta", full.get("rope_theta")) != full.get("rope_theta"):
         found["rotary_base_local"] = local["rope_theta"]
-    return found
+    return found | (_yarn(full) if full.get("rope_type") == "yarn" else {})
+
+
+def _yarn(rope: dict[str, Any]) -> dict[str, Any]:
+    """The config fields that say how rotary frequencies are stretched (Peng et al. 2023, YaRN)."""
+    factor, found = float(rope["factor"]), {"use_yarn_rope": True}
+    named = {
+        "yarn_beta_fast": "beta_fast",
+        "yarn_beta_slow": "beta_slow",
+        "yarn_original_max_position_embeddings": "original_max_position_embeddings",
+        "yarn_truncate": "truncate",
+    }
+    found |= {field: rope[name] for field, name in named.items() if rope.get(name) is not None}
+    given = rope.get("attention_factor")
+    scaled = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    return found | {"yarn_factor": factor, "yarn_attention_factor": scaled if given is None else given}

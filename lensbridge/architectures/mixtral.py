@@ -20,6 +20,7 @@ OLMOE = Architecture(
     model_type="olmoe",
     hf_class="OlmoeForCausalLM",
     block=replace(MIXTRAL.block, qk_norm_over="all"),
+    config={"n_key_value_heads": "num_key_value_heads"},
     refused={"clip_qkv": "queries, keys and values are clipped after TransformerLens' points"},
 )
 GPT_OSS = Architecture(model_type="gpt_oss", hf_class="GptOssForCausalLM", constants={"final_rms": True})
