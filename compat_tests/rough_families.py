@@ -117,7 +117,10 @@ FAMILIES = {
         "OlmoeConfig", "OlmoeForCausalLM", "allenai/OLMoE-1B-7B-0924", EXPERTS | {"norm_topk_prob": True}
     ),
     "gpt_oss": Family(
-        "GptOssConfig", "GptOssForCausalLM", "openai/gpt-oss-20b", GROUPED | EXPERTS | {"head_dim": 8, "sliding_window": 4}
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        "openai/gpt-oss-20b",
+        GROUPED | EXPERTS | {"head_dim": 8, "sliding_window": 4},
     ),
     "olmo3": Family("Olmo3Config", "Olmo3ForCausalLM", "allenai/Olmo-3-7B-Instruct", GROUPED | {"sliding_window": 4}),
 }

@@ -203,7 +203,7 @@ class Attention(Component):
 class MLP(Component):
     """One layer's MLP; its input is ln2's output in the active basis."""
 
-    weight_names = ("W_gate", "b_gate", "W_in", "b_in", "W_out", "b_out")
+    weight_names: tuple[str, ...] = ("W_gate", "b_gate", "W_in", "b_in", "W_out", "b_out")
 
     def __init__(self, interior: Interior, layer: int) -> None:
         super().__init__(interior, f"blocks.{layer}.mlp")
@@ -233,6 +233,9 @@ class Activation(Component):
 
 class Affine:
     """A projection inside a mixture of experts; its weight lies ``[out, in]``, as that of an ``nn.Linear``."""
+
+    interior: Interior
+    prefix: str
 
     def __init__(self, interior: Interior, prefix: str) -> None:
         self.__dict__.update(interior=interior, prefix=prefix)

@@ -7,7 +7,8 @@ with the output projections; biases or none; and a method that makes one of gate
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from torch.nn.functional import linear
 DECLARED = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
 
 
-class ExpertForm(NamedTuple):
+@dataclass(frozen=True)
+class ExpertForm:
     """How many experts a layer has whose neurons can be shown, how many neurons each, and whether these have gates."""
 
     count: int = 0
@@ -33,7 +35,7 @@ def form_of(module: Any) -> ExpertForm:
     plain = all(isinstance(p, nn.Parameter) and p.dim() == 3 and p.is_floating_point() for p in parameters)
     if not plain:
         return ExpertForm()
-    count, *sides = getattr(module, "down_proj").shape
+    count, *sides = module.down_proj.shape
     return ExpertForm(count, sides[0 if module.is_transposed else 1], module.has_gate)
 
 

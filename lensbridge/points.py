@@ -132,7 +132,12 @@ POINTS: tuple[Point, ...] = (
     Point("blocks.{l}.mlp.hook_pre", NEURONS, "n @ W_in + b_in; n @ W_gate where there is a gate", needs="neurons"),
     Point("blocks.{l}.mlp.hook_pre_linear", NEURONS, "n @ W_in + b_in", needs="gate"),
     Point("blocks.{l}.mlp.hook_post", NEURONS, "act_fn(pre); times pre_linear where there is a gate", needs="neurons"),
-    Point("blocks.{l}.mlp.hook_expert_weights", ROUTED, "weight of each expert in a token's sum", needs="experts"),
+    Point(
+        "blocks.{l}.mlp.hook_expert_weights",
+        ROUTED,
+        "weight of each expert in a token's sum",
+        needs="experts",
+    ),
     Point("blocks.{l}.mlp.hook_expert_indices", "batch*pos chosen", "the experts chosen by a token", needs="experts"),
     Point("blocks.{l}.mlp.experts.{e}.hook_gate", EXPERT, "n @ W_gate, of the tokens sent here", needs="expert gates"),
     Point("blocks.{l}.mlp.experts.{e}.hook_pre", EXPERT, "n @ W_in, of the tokens sent here", needs="expert neurons"),
