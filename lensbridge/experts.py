@@ -27,16 +27,22 @@ class ExpertForm:
     gated: bool = True
 
 
-def form_of(module: Any) -> ExpertForm:
-    """What can be shown of a module of experts: nothing, if it does not declare how it is laid out."""
+def form_of(module: Any, router: Any = None) -> ExpertForm:
+    """What can be shown of a module of experts: nothing, if it does not declare how it is laid out.
+
+    Nor if ``router`` is given and of another width: then experts read a projection of what it reads.
+    """
     if not all(hasattr(module, name) for name in DECLARED):
         return ExpertForm()
     parameters = [getattr(module, name, None) for name in _names(module)]
     plain = all(isinstance(p, nn.Parameter) and p.dim() == 3 and p.is_floating_point() for p in parameters)
     if not plain:
         return ExpertForm()
-    count, *sides = module.down_proj.shape
-    return ExpertForm(count, sides[0 if module.is_transposed else 1], module.has_gate)
+    count, width, read = module.down_proj.shape if module.is_transposed else module.down_proj.mT.shape
+    scores = getattr(router, "weight", None)
+    if scores is not None and scores.shape[-1] != read:
+        return ExpertForm()
+    return ExpertForm(count, width, module.has_gate)
 
 
 def _names(module: Any) -> tuple[str, str]:

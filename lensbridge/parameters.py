@@ -320,12 +320,10 @@ class Parameters:
         return out
 
     def _affine(self, out: Branch, name: str, stored: dict[str, Tensor]) -> None:
-        """Add the weight and bias of a projection in a mixture of experts, ``[out, in]`` as an ``nn.Linear``'s.
-
-        There is a zero bias for that of a norm to be folded into.
-        """
+        """Add the weight of a projection in a mixture of experts, ``[out, in]`` as an ``nn.Linear``'s, and its bias if it
+        has one or a norm's may be folded into it."""
         out.weights.update({f"{name}.{word}": weight for word, weight in stored.items()})
-        if "bias" not in stored and "ln.b" in out.weights:
+        if "bias" not in stored and "ln.b" in out.weights and "ln.b" not in out.made:
             out.weights[f"{name}.bias"] = stored["weight"].new_zeros(stored["weight"].shape[0])
             out.made[f"{name}.bias"] = f"{type(self.hf_model).__name__} has no such parameter"
 

@@ -286,7 +286,8 @@ class Architecture:
         block = replace(self.block, **changes) if changes else self.block
         if block.experts is None:
             return block
-        return replace(block, expert_form=form_of(layer.get_submodule(block.experts)))
+        router = None if block.router is None else layer.get_submodule(block.router)
+        return replace(block, expert_form=form_of(layer.get_submodule(block.experts), router))
 
     def within(self, model_type: str, hf_class: str, path: str = "model.language_model") -> Architecture:
         """The record of a model of several modalities, which has a model of this family at ``path`` and a head."""
