@@ -320,8 +320,10 @@ class Parameters:
         return out
 
     def _affine(self, out: Branch, name: str, stored: dict[str, Tensor]) -> None:
-        """Add the weight of a projection in a mixture of experts, ``[out, in]`` as an ``nn.Linear``'s, and its bias if it
-        has one or a norm's may be folded into it."""
+        """Add the weight of a projection in a mixture of experts, ``[out, in]`` as an ``nn.Linear``'s.
+
+        And its bias, if it has one or a norm's may be folded into it.
+        """
         out.weights.update({f"{name}.{word}": weight for word, weight in stored.items()})
         if "bias" not in stored and "ln.b" in out.weights and "ln.b" not in out.made:
             out.weights[f"{name}.bias"] = stored["weight"].new_zeros(stored["weight"].shape[0])
