@@ -23,6 +23,7 @@ MLP = {"intermediate_size": 48}
 GROUPED = {"num_key_value_heads": 2}
 CONTEXT = {"max_position_embeddings": 64}
 SEEING = SIZES | MLP | {"image_size": 32, "patch_size": 8}
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,19 @@ FAMILIES = {
         "Olmo2ForCausalLM",
         "allenai/OLMo-2-0425-1B",
         {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+    ),
+    "mixtral": Family(
+        "MixtralConfig", "MixtralForCausalLM", "mistralai/Mixtral-8x7B-v0.1", GROUPED | EXPERTS | {"sliding_window": 4}
+    ),
+    "olmoe": Family("OlmoeConfig", "OlmoeForCausalLM", "allenai/OLMoE-1B-7B-0924", EXPERTS),
+    "olmoe rescaled": Family(
+        "OlmoeConfig", "OlmoeForCausalLM", "allenai/OLMoE-1B-7B-0924", EXPERTS | {"norm_topk_prob": True}
+    ),
+    "gpt_oss": Family(
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        "openai/gpt-oss-20b",
+        GROUPED | EXPERTS | {"head_dim": 8, "sliding_window": 4},
     ),
     "olmo3": Family("Olmo3Config", "Olmo3ForCausalLM", "allenai/Olmo-3-7B-Instruct", GROUPED | {"sliding_window": 4}),
 }

@@ -54,7 +54,8 @@ ABSENT = {
     "neuron norm": "the MLP of this layer does not norm its activations",
     "gate": "the MLP of this layer has no gate",
     "experts": "the MLP of this layer does not choose among experts",
-    "expert neurons": "the experts of this layer are not laid out in a known way",
+    "expert neurons": "the module of this layer's experts does not declare how they are laid out",
+    "expert gates": "the experts of this layer have no gates, or their module does not declare how they are laid out",
 }
 
 
@@ -140,11 +141,14 @@ POINTS: tuple[Point, ...] = (
         "act_fn(pre); times pre_linear where there is a gate; normed where there is a norm",
         needs="neurons",
     ),
-    Point("blocks.{l}.mlp.hook_expert_weights", ROUTED, "weight of each expert in a token's sum", needs="experts"),
-    Point("blocks.{l}.mlp.hook_expert_indices", "batch*pos chosen", "the experts chosen by a token", needs="experts"),
     Point(
-        "blocks.{l}.mlp.experts.{e}.hook_gate", EXPERT, "n @ W_gate, of the tokens sent here", needs="expert neurons"
+        "blocks.{l}.mlp.hook_expert_weights",
+        ROUTED,
+        "weight of each expert in a token's sum",
+        needs="experts",
     ),
+    Point("blocks.{l}.mlp.hook_expert_indices", "batch*pos chosen", "the experts chosen by a token", needs="experts"),
+    Point("blocks.{l}.mlp.experts.{e}.hook_gate", EXPERT, "n @ W_gate, of the tokens sent here", needs="expert gates"),
     Point("blocks.{l}.mlp.experts.{e}.hook_pre", EXPERT, "n @ W_in, of the tokens sent here", needs="expert neurons"),
     Point("blocks.{l}.mlp.experts.{e}.hook_post", EXPERT, "act_fn(gate) * pre", needs="expert neurons"),
     Point("blocks.{l}.ln2_post.hook_scale", "batch pos 1", f"{SCALE}, of the MLP's output", needs="norm around MLP"),

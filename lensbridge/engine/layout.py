@@ -21,7 +21,7 @@ from .attention_sites import (
     SharedPatternSite,
     ZSite,
 )
-from .expert_sites import ExpertsSite
+from .expert_sites import ChosenSite, NeuronsSite, ScoredSite
 from .norm_sites import CopySite, HeadNormSite, Norm, NormSite, ReaderSite, UnembedInSite
 from .places import AnyPlace, ArgumentPlace, FactorPlace, Place, ResultPlace, Side, SoftmaxPlace
 from .sites import (
@@ -56,7 +56,7 @@ def sites_of(
         before.append(BranchSite("hook_embed", embedding))
     if architecture.pos_embed is not None:
         before.append(PositionSite("hook_pos_embed", Place(architecture.pos_embed, "output")))
-    blocks = [_BlockLayout(architecture, layer, norms).sites() for layer in range(cfg.n_layers)]
+    blocks = [_BlockLayout(architecture, layer, norms, cfg.num_experts).sites() for layer in range(cfg.n_layers)]
     norm, head = architecture.ln_final and norms[architecture.ln_final], architecture.unembed
     after: list[Site] = [NormSite("ln_final", norm, final=True, call=architecture.final_call)] if norm else []
     into = _scaled(Place(head, "input"), "", architecture.unembed_divisor)
@@ -72,11 +72,12 @@ def _scaled(place: Place, owner: str, factor: str | None) -> Place:
 class _BlockLayout:
     """The sites of one layer."""
 
-    def __init__(self, architecture: Architecture, layer: int, norms: Mapping[str, Norm]) -> None:
+    def __init__(self, architecture: Architecture, layer: int, norms: Mapping[str, Norm], n_experts: int) -> None:
         self.architecture = architecture
         self.block = architecture.blocks[layer]
         self.layer = layer
         self.norms = norms
+        self.n_experts = n_experts
         self.prefix = f"blocks.{layer}"
         self.root = architecture.layer(layer)
 
@@ -224,9 +225,17 @@ class _BlockLayout:
             ln2 = NormSite(f"{prefix}.ln2", norm, reader=f"{prefix}.mlp.hook_in", shared=shared, flat=block.flat_mlp)
             copy = CopySite(f"{prefix}.hook_mlp_in", ln2.place, ln2 if shared else None)
             sites += [copy, ln2, *([ReaderSite(ln2, copy, self.place("mlp", "input"))] if shared else [])]
-        if block.experts is not None:
-            sites.append(ExpertsSite(prefix, self.path("experts"), block))
-        return [*sites, *(self.neurons() if block.mlp_out is not None else [])]
+        return [*sites, *(self.neurons() if block.mlp_out is not None else self.experts())]
+
+    def experts(self) -> list[Site]:
+        """Which experts are chosen, and what they compute."""
+        block, prefix = self.block, self.prefix
+        if block.experts is None:
+            return []
+        path, form = self.path("experts"), block.expert_form
+        count = form.count or self.n_experts
+        choice = ScoredSite(prefix, self.path("router")) if block.weighs_all else ChosenSite(prefix, path, count)
+        return [choice, *([NeuronsSite(prefix, path, form, block.weighs_all)] if form.count else [])]
 
     def neurons(self) -> list[Site]:
         """The MLP's activations."""

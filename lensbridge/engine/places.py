@@ -94,12 +94,16 @@ class View:
 
     def show(self, point: nn.Module, value: Tensor) -> Any:
         """Call a hook point from inside a run; what its hooks run on the HF model is not part of this run."""
+        return self.apart(point, value)
+
+    def apart(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call something from inside a run; what it runs on the HF model is not part of this run."""
         interleaver, foreign = self.nnsight.interleaver, self._foreign
         interleaver.interleaving = False
         for attributes, theirs, _ in foreign:
             _put(attributes, theirs)
         try:
-            return point(value)
+            return function(*args)
         finally:
             for attributes, _, ours in foreign:
                 _put(attributes, ours)

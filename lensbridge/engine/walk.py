@@ -208,6 +208,8 @@ class Walk:
             raise TraceError(
                 f"{name!r} was asked for, but the forward pass had come past it, or never comes by: {self._too_late()}"
             ) from None
+        if self._visit is None:
+            raise TraceError(f"{name!r} has no value in this run: no token was sent to this expert")
 
     def _too_late(self) -> str:
         return (
