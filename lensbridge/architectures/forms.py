@@ -59,3 +59,13 @@ class ExpertNeurons:
     interleaved: bool = False
     #: Whether the weights shown are those of all experts, before some are chosen.
     all_weights: bool = True
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Points (their names below a layer) that layers do not have, and why not: the modules where they would be read
+    are there, but what passes these does not mean what the names mean.
+    """
+
+    points: tuple[str, ...]
+    reason: str

@@ -255,7 +255,8 @@ class _SoftmaxRecorder(TorchFunctionMode):
 def measure_order(
     hf_model: nn.Module, attention_paths: list[str], inputs: Mapping[str, Any] | None = None
 ) -> dict[tuple[str, str], int]:
-    """(path, "input" | "output" | "softmax") -> rank of its first occurrence in a forward pass.
+    """(path, "input" | "output" | "softmax") -> rank of its first occurrence in a forward pass; also (path, "several")
+    where the output is something else than a tensor.
 
     The model must be using eager attention for the softmax to be seen. Random state and modes are left as they were.
 
@@ -276,6 +277,8 @@ def measure_order(
 
         def leave(module: nn.Module, args: Any, output: Any, path: str = path) -> None:
             events.append((path, "output"))
+            if not isinstance(output, Tensor):
+                events.append((path, "several"))
             if path in attention_paths:
                 inside.pop()
 

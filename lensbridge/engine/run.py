@@ -39,12 +39,14 @@ class Request:
     Args:
         inputs: keyword arguments for the HF model's forward (``input_ids``, ``attention_mask``, ...).
         span: the part of the model to run.
-        residual: the residual stream to start from, ``[batch, pos, d_model]``, instead of ``input_ids``.
+        residual: the residual stream to start from, ``[batch, pos, d_model]``.
+        skipped: the modules that are not run (`Engine.run` says which).
     """
 
     inputs: dict[str, Any]
     span: Span
     residual: Tensor | None = None
+    skipped: frozenset[str] = frozenset()
 
     @property
     def batch_size(self) -> int:
@@ -127,11 +129,17 @@ class Engine:
 
     def _ends(self, span: Span) -> set[str]:
         """The modules at which a run starts and stops, besides the sites'."""
-        arch, n_layers = self.architecture, self.cfg.n_layers
-        skipped = set() if span.embeds else {arch.layer(layer) for layer in range(span.start)}
-        enters = arch.layer(span.start) if span.start < n_layers else arch.behind_layers
+        arch = self.architecture
         # The root's output are the logits where its head's are not.
-        return skipped | {enters, self._end(span), arch.unembed} | ({""} if arch.after_unembed else set())
+        ends = {arch.entrance(span.start)[0], arch.entrance(span.stop)[0], arch.unembed}
+        return ends | self._skipped(span) | ({""} if arch.after_unembed else set())
+
+    def _skipped(self, span: Span) -> frozenset[str]:
+        """The layers that need not run. Not skipped are those that return more than the stream: nobody knows what."""
+        if span.embeds or self.architecture.rereads is not None:
+            return frozenset()
+        before = map(self.architecture.layer, range(min(span.start, self.cfg.n_layers)))
+        return frozenset(layer for layer in before if (layer, "several") not in self.order)
 
     def _sites_in(self, span: Span) -> list[Site]:
         before, blocks, after = self._sites
@@ -176,6 +184,8 @@ class Engine:
         Raises:
             UnsupportedModelError: an edit in training with gradient checkpointing.
         """
+        # Nobody would see the cache that HF makes otherwise; recurrences write into it, which gradients do not survive.
+        request.inputs.setdefault("use_cache", False)
         unseen = not listeners and recording is None and request.residual is None
         if unseen and (request.span.unembeds or not self._embedding_has_mean):
             return self._run_unseen(request)
@@ -183,6 +193,7 @@ class Engine:
         if any(edits.values()):
             self._refuse_checkpointing()
         plan = self.plan_for(edits, request.span, recorded=None if recording is None else recording.names)
+        request.skipped = self._skipped(request.span) if request.residual is not None else frozenset()
         with self.wrapped(plan) as view, self.eager_attention(plan.needs_eager):
             run = self.new_run(view, listeners, edits, request.batch_size, recording)
             run.puts_off = request.residual is None
@@ -206,12 +217,17 @@ class Engine:
         """A run that nobody listens to: HF's own forward, left by an exception where the span ends."""
         if request.span.unembeds:
             return self.basis.logits(self.hf_model(**request.inputs).logits, ours=True)
-        path = self.architecture.unembed if request.span.norm else self._end(request.span)
-        handle = self.hf_model.get_submodule(path).register_forward_pre_hook(_leave)
+        norm, arch = request.span.norm, self.architecture
+        path, side = (arch.unembed, "input") if norm else arch.entrance(request.span.stop)
+        module = self.hf_model.get_submodule(path)
+        if side == "input":
+            handle = module.register_forward_pre_hook(_leave_before, with_kwargs=True)
+        else:
+            handle = module.register_forward_hook(_leave_behind)
         try:
-            self._outermost(needed=request.span.norm)(**request.inputs)
+            self._outermost(needed=norm)(**request.inputs)
         except _Reached as reached:
-            return None if request.span.norm else Stream(self.basis.centres_stream).read(reached.value)
+            return None if norm else Stream(self.basis.centres_stream).read(reached.value)
         finally:
             handle.remove()
         raise AssertionError(f"the forward pass did not reach {path!r}")
@@ -221,10 +237,6 @@ class Engine:
         model = self.hf_model
         watched = model._forward_pre_hooks or model._forward_hooks or "forward" in model.__dict__
         return model if needed or watched else model.base_model
-
-    def _end(self, span: Span) -> str:
-        """The module before which a run that does not reach the norm ends."""
-        return self.architecture.layer(span.stop) if span.stop < self.cfg.n_layers else self.architecture.behind_layers
 
     def run_block(self, layer: int, residual: Tensor, listeners: Listeners, mask: Tensor | None = None) -> Tensor:
         """One block on the residual stream before it; returns the stream after it."""
@@ -302,8 +314,12 @@ class _Reached(Exception):
         self.value = value
 
 
-def _leave(module: nn.Module, args: tuple) -> None:
-    raise _Reached(args[0])
+def _leave_before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    raise _Reached(next(iter((*args, *kwargs.values()))))
+
+
+def _leave_behind(module: nn.Module, args: tuple, output: Tensor) -> None:
+    raise _Reached(output)
 
 
 def _trace(view: View, architecture: Architecture, run: Run, plan: Plan, request: Request) -> Tensor | None:
@@ -318,9 +334,9 @@ def _trace(view: View, architecture: Architecture, run: Run, plan: Plan, request
 
 def _walk(view: View, architecture: Architecture, run: Run, plan: Plan, request: Request) -> Tensor | None:
     """Visit the sites in order, then read what the run is for."""
-    span, n_layers = request.span, run.cfg.n_layers
+    span = request.span
     if request.residual is not None:
-        _start_from(view, architecture, run, request.residual, span.start)
+        _start_from(view, architecture, run, request)
     if run.listeners:
         for site in plan.sites:
             site.visit(run)
@@ -328,8 +344,7 @@ def _walk(view: View, architecture: Architecture, run: Run, plan: Plan, request:
         for site in plan.sites:
             site.record(run)
     if not span.norm:
-        end = architecture.behind_layers if span.stop >= n_layers else architecture.layer(span.stop)
-        return run.stream.read(Place(end, "input").read(view))
+        return run.stream.read(Place(*architecture.entrance(span.stop)).read(view))
     if not span.unembeds:
         last = Place(architecture.behind_layers, "output" if architecture.ln_final is not None else "input")
         last.read(view)
@@ -341,10 +356,12 @@ def _walk(view: View, architecture: Architecture, run: Run, plan: Plan, request:
     return run.basis.logits(Place(architecture.unembed, "output").read(view), ours=True)
 
 
-def _start_from(view: View, architecture: Architecture, run: Run, residual: Tensor, start: int) -> None:
-    """Let the blocks before ``start`` pass and put ``residual`` where the next module reads the stream."""
+def _start_from(view: View, architecture: Architecture, run: Run, request: Request) -> None:
+    """Let the blocks before the first one pass and put the residual where the next module reads the stream."""
+    start, residual = request.span.start, request.residual
+    assert residual is not None
     for layer in range(min(start, run.cfg.n_layers)):
-        view[architecture.layer(layer)].skip(residual)
-    here = architecture.layer(start) if start < run.cfg.n_layers else architecture.behind_layers
-    Place(here, "input").write(view, residual)
+        if architecture.layer(layer) in request.skipped:
+            view[architecture.layer(layer)].skip(residual)
+    Place(*architecture.entrance(start)).write(view, residual)
     run.stream.written(residual)
