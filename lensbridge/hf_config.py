@@ -110,7 +110,7 @@ def _heads(hf_model: Any, architecture: Architecture, layer: int, found: dict[st
         key_values = (width("qkv") - queries) // 2
     else:
         queries = width("q") // (2 if block.q_gate else 1) if block.q is not None else queries
-        key_values = width("k") if block.k is not None else queries
+        key_values = width("k") if block.k is not None else queries // getattr(attention, "num_key_value_groups", 1)
     return {
         "d_head": d_head,
         "n_heads": queries,

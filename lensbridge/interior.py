@@ -61,13 +61,14 @@ class Interior:
 
     def points(self) -> tuple[str, ...]:
         """The names of TransformerLens' hook points, in the order in which they fire there."""
-        layers = [block.features for block in self.architecture.blocks]
-        return tuple(names(layers, self.architecture.features, self.architecture.n_experts))
+        layers, architecture = [block.features for block in self.architecture.blocks], self.architecture
+        named = names(layers, architecture.features, architecture.n_experts)
+        return tuple(name for name in named if architecture.why_refused(name) is None)
 
     def why_absent(self, name: str) -> str | None:
         """Why there is no hook point ``name``, where other models have one; None if none has."""
         layers = [block.features for block in self.architecture.blocks]
-        return why_absent(name, layers, self.architecture.features)
+        return self.architecture.why_refused(name) or why_absent(name, layers, self.architecture.features)
 
     def served(self, known: Collection[str]) -> set[str]:
         """The hook points that the engine shows values to; ``known`` are those that the model has."""

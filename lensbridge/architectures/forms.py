@@ -43,3 +43,13 @@ class Layout:
 PARTS = Layout()
 #: For each key-value head its queries, its key and its value; without grouping, the three of each head.
 GROUPS = Layout("key-value heads")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Points (their names below a layer) that layers do not have, and why not: the modules where they would be read
+    are there, but what passes these does not mean what the names mean.
+    """
+
+    points: tuple[str, ...]
+    reason: str

@@ -16,6 +16,7 @@ from ..errors import UnsupportedModelError
 from ..experts import ExpertForm, form_of
 from .forms import PARTS as PARTS
 from .forms import Layout as Layout
+from .forms import Refusal as Refusal
 from .forms import Softmax as Softmax
 
 
@@ -26,6 +27,8 @@ class Block:
     The defaults are Llama's, so that most families say little.
     """
 
+    #: The module whose output is the residual stream before attention, where that is not what the layer is given.
+    enters: str | None = None
     ln1: str | None = "input_layernorm"
     #: The module in whose forward scores and pattern are made; None where there is no softmax attention.
     attn: str | None = "self_attn"
@@ -111,6 +114,8 @@ class Block:
     rotary: bool = True
     query_argument: int = 1
     softmax: Softmax = Softmax()
+    #: Points that follow from all this and are not offered, with the reasons.
+    refusals: tuple[Refusal, ...] = ()
 
     @property
     def features(self) -> frozenset[str]:
@@ -191,6 +196,11 @@ def instead_of_attention(path: str) -> dict[str, Any]:
     return {"attn_branch": path, **dict.fromkeys(("attn", "q", "k", "v", "qkv", "q_norm", "k_norm", "o"))}
 
 
+def without_mlp() -> dict[str, Any]:
+    """The changes of a layer that has nothing but attention, or what stands in its place."""
+    return {**dict.fromkeys(("ln2", "mlp", "gate", "mlp_in", "mlp_out"))}
+
+
 #: What the presence of a module or parameter below a layer changes, in families whose modules go by Llama's names.
 LLAMA_KINDS: Mapping[str, Mapping[str, Any]] = {
     "self_attn.q_norm": {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"},
@@ -245,6 +255,12 @@ class Architecture:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     #: HF config attribute -> why a model that sets it is refused.
     refused: Mapping[str, str] = field(default_factory=dict)
+    #: HF config attribute -> value that a checkpoint is loaded with, because what it sets otherwise is refused and
+    #: makes no difference to the function.
+    loaded_with: Mapping[str, Any] = field(default_factory=dict)
+    #: What layers read besides the residual stream and positions, in words: a run that begins at a layer takes the
+    #: tokens, too.
+    rereads: str | None = None
     #: What each layer of one model is made of (`for_model`).
     blocks: tuple[Block, ...] = ()
 
@@ -319,6 +335,21 @@ class Architecture:
     def layer(self, index: int) -> str:
         """The path of one layer."""
         return f"{self.layers}.{index}"
+
+    def entrance(self, index: int) -> tuple[str, Literal["input", "output"]]:
+        """The path of a module whose input or output is the residual stream before a layer, or behind the last one."""
+        if index >= len(self.blocks):
+            return self.behind_layers, "input"
+        enters = self.blocks[index].enters
+        return (self.layer(index), "input") if enters is None else (self.below(index, enters), "output")
+
+    def why_refused(self, point: str) -> str | None:
+        """Why a hook point (by its full name) that the layers' modules would give is not offered; None if it is."""
+        parts = point.split(".", 2)
+        if parts[0] != "blocks" or int(parts[1]) >= len(self.blocks):
+            return None
+        refusals = self.blocks[int(parts[1])].refusals
+        return next((refusal.reason for refusal in refusals if parts[2] in refusal.points), None)
 
     def below(self, index: int, path: str) -> str:
         """The path of what is at ``path`` below a layer."""

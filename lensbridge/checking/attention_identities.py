@@ -38,7 +38,8 @@ def _inputs(subject: Subject, layer: int) -> Iterator[tuple]:
 
     def read(look: Look) -> Tensor:
         # The norm fires for each of its readers, and a cache keeps the last firing, the values'.
-        return look[next(name for name in (f"{prefix}.hook_v_input", f"{prefix}.hook_attn_in", pre) if name in look)]
+        points = (f"{prefix}.hook_v_input", f"{prefix}.hook_attn_in", pre)
+        return look.first(points, subject.architecture.in_layer(layer, "ln1"))
 
     if norm_before(subject, layer):
         yield from norm_identities(subject, f"{prefix}.ln1", read, "resid_pre")
@@ -56,9 +57,10 @@ def _projections(subject: Subject, layer: int) -> Iterator[tuple]:
         norm = subject.norm(f"{prefix}.ln1")
 
     def read(look: Look, letter: str) -> Tensor:
-        own = next((n for n in (f"{prefix}.hook_{letter}_input", f"{prefix}.hook_attn_in") if n in look), None)
+        points = (f"{prefix}.hook_{letter}_input", f"{prefix}.hook_attn_in")
+        own = next((n for n in points if n in look), None)
         if norm is None:
-            return look[own or f"{prefix}.hook_resid_pre"]
+            return look.first((*points, f"{prefix}.hook_resid_pre"), subject.architecture.in_layer(layer, letter))
         if own is None:
             return look.normed(f"{prefix}.ln1")
         x, scale = norm.split(look[own])

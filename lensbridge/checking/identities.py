@@ -114,8 +114,13 @@ def _after(subject: Subject) -> Iterator[tuple]:
     last = f"blocks.{subject.n_layers - 1}.hook_"
     normed = "normalized_resid_post" if subject.has(f"{last}normalized_resid_post") else "resid_post"
     if subject.has("ln_final.hook_scale"):
-        final = last + normed
-        yield from norm_identities(subject, "ln_final", lambda look: look[final], f"the last {normed}")
+        final, path = last + normed, subject.architecture.ln_final
+
+        def read(look: Look) -> Tensor:
+            return look.first([final], path)
+
+        for row in norm_identities(subject, "ln_final", read, f"the last {normed}"):
+            yield *row, (final,)
         yield "unembed.hook_in", "ln_final's output", lambda look: look.normed("ln_final")
 
     def logits(look: Look) -> Tensor:

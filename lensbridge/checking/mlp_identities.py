@@ -20,12 +20,15 @@ def mlp_identities(subject: Subject, layer: int) -> Iterator[tuple]:
     prefix, block = f"blocks.{layer}", subject.block(layer)
     if block.mlp is None:
         return
-    stream = next(n for n in (f"{prefix}.hook_resid_mid", f"{prefix}.hook_resid_pre") if subject.has(n))
+    streams = [n for n in (f"{prefix}.hook_resid_mid", f"{prefix}.hook_resid_pre") if subject.has(n)]
+    stream = streams[0] if streams else "what the MLP's norm is given"
     copy, first = f"{prefix}.hook_mlp_in", f"{prefix}.ln1"
     behind = block.post_norm
 
     def given(look: Look) -> Tensor:
-        return look.normed(first) if behind else look[stream]
+        reader = block.ln2 or block.mlp
+        assert reader is not None
+        return look.normed(first) if behind else look.first(streams, subject.architecture.below(layer, reader))
 
     def source(look: Look) -> Tensor:
         return look[copy] if copy in look else given(look)

@@ -59,6 +59,7 @@ def check_generation(subject: Subject) -> list[Outcome]:
             pad_token_id=0,
         )
         seen: list[int] = []
+        last = f"blocks.{subject.n_layers - 1}.hook_resid_post"
 
         def look(value: Tensor, hook: Any) -> None:
             seen.append(value.shape[1])
@@ -69,7 +70,7 @@ def check_generation(subject: Subject) -> list[Outcome]:
             do_sample=False,
             stop_at_eos=False,
             verbose=False,
-            fwd_hooks=[(f"blocks.{subject.n_layers - 1}.hook_resid_post", look)],
+            fwd_hooks=[(last if subject.has(last) else "hook_embed", look)],
         )
         findings.say(check, torch.equal(found, expected), f"{found.tolist()} instead of {expected.tolist()}")
         lengths = [LENGTH, *[1] * (NEW_TOKENS - 1)]

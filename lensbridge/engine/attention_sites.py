@@ -25,11 +25,17 @@ class AttentionInputSite(Site):
     """hook_attn_in, hook_{q,k,v}_input and ln1, whose output the three projections read.
 
     As in TransformerLens, the norm's points fire once for each projection, and an edit at one of these firings reaches
-    that projection only. Caches are filled once: they would keep the last firing, and it equals the others.
+    that projection only; where a letter has no projection that is known, its firing is the norm's output itself. Caches
+    are filled once: they would keep the last firing, and it equals the others.
+
+    Args:
+        letters: those that have a projection.
+        shared: whether the MLP reads the same norm's output, so that it must stay as it is.
     """
 
-    def __init__(self, layer: int, place: Place, norm: Norm | None, shared: bool = False) -> None:
+    def __init__(self, layer: int, place: Place, norm: Norm | None, letters: str = "qkv", shared: bool = False) -> None:
         self.layer = layer
+        self.letters = letters
         block = f"blocks.{layer}"
         self.prefix = f"{block}.ln1"
         self.attn_in = f"{block}.hook_attn_in"
@@ -37,7 +43,6 @@ class AttentionInputSite(Site):
         self.norm_names = (f"{self.prefix}.hook_scale", f"{self.prefix}.hook_normalized")
         self.names = (self.attn_in, *self.split.values(), *(() if norm is None else self.norm_names))
         self.norm = norm
-        #: Whether the MLP reads the same norm's output, so that it must stay as it is.
         self.shared = shared
         self.place = place
         self.writes_at = () if norm is None else (norm.path,)
@@ -103,7 +108,10 @@ class AttentionInputSite(Site):
             assert self.norm is not None
             run.write(Place(self.norm.path, "output"), outputs["q"])
             return
-        run.inputs |= {(self.layer, letter): value for letter, value in outputs.items()}
+        rest = [value for letter, value in outputs.items() if letter not in self.letters]
+        if rest and self.norm is not None:
+            run.write(Place(self.norm.path, "output"), rest[-1])
+        run.inputs |= {(self.layer, letter): value for letter, value in outputs.items() if letter in self.letters}
 
 
 class QKVSite(Site):

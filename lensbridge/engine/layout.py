@@ -80,6 +80,7 @@ class _BlockLayout:
         self.n_experts = n_experts
         self.prefix = f"blocks.{layer}"
         self.root = architecture.layer(layer)
+        self.start = Place(*architecture.entrance(layer))
 
     def path(self, role: str) -> str:
         """Where a role is in the HF model."""
@@ -102,7 +103,7 @@ class _BlockLayout:
         block, prefix = self.block, self.prefix
         around = [[]] * 2 if block.post_norm else [self.norm_sites(*each) for each in block.post_norms]
         return [
-            StreamSite(f"{prefix}.hook_resid_pre", Place(self.root, "input")),
+            StreamSite(f"{prefix}.hook_resid_pre", self.start),
             *self.attention(),
             *around[0],
             *self.branch("attn", (f"{prefix}.attn.hook_result",)),
@@ -162,10 +163,12 @@ class _BlockLayout:
             sites: list[Site] = self.norm_sites("ln1", "ln1") if before else []
         else:
             norm = self.norms[self.path("ln1")] if before else None
-            start = Place(self.root, "input")
-            inputs = AttentionInputSite(self.layer, start, norm, block.ln1 == block.ln2)
             fused = block.qkv is not None
             roles = ["qkv"] if fused else [role for role in ("q", "k", "v") if self.there(role)]
+            # Where there are several streams, what the norm reads is none of them.
+            several = self.architecture.why_refused(f"{self.prefix}.hook_resid_pre") is not None
+            start = Place(norm.path, "input") if several and norm is not None else self.start
+            inputs = AttentionInputSite(self.layer, start, norm, "".join(roles), block.ln1 == block.ln2)
             sites = [inputs, *(QKVSite(self.layer, self.path(role), inputs, role, block.clips) for role in roles)]
         if block.attn is None:
             return sites

@@ -286,7 +286,7 @@ class _SoftmaxRecorder(TorchFunctionMode):
 def measure_order(
     hf_model: nn.Module, attention_paths: list[str], inputs: Mapping[str, Any] | None = None
 ) -> dict[Event, int]:
-    """Event -> its rank in a forward pass.
+    """Event -> its rank in a forward pass; also (path, "several", 0) where the output is something else than a tensor.
 
     The model must be using eager attention for the softmax to be seen. Random state and modes are left as they were.
 
@@ -307,6 +307,8 @@ def measure_order(
 
         def leave(module: nn.Module, args: Any, output: Any, path: str = path) -> None:
             events.append((path, "output"))
+            if not isinstance(output, Tensor):
+                events.append((path, "several"))
             if path in attention_paths:
                 inside.pop()
 

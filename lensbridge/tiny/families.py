@@ -142,6 +142,8 @@ SPECIAL: dict[str, Family] = {
             "hash_seed": 0,  # else no two runs are the same
         }
     ),
+    # Halving the stream every so many layers is no part of its function.
+    "rwkv": Family(set={"rescale_every": 0}),
     # The widths of its heads are rounded up to 64 in all.
     "xlstm": Family(set={"hidden_size": 128, "embedding_dim": 128}),
     "xmod": Family(base={"default_language": "en_XX"}),
