@@ -209,9 +209,10 @@ class Decoding:
         inputs: dict[str, Any] = {"use_cache": self._past is not None}
         if self._past is not None:
             inputs["past_key_values"] = self._past
-        if self._mask is not None:
-            inputs |= {"attention_mask": self._mask, "position_ids": get_offset_position_ids(past, self._mask)}
-        refuse_too_long(self.length, inputs.get("position_ids"), self.model.cfg.n_ctx)
+        positions = None if self._mask is None else get_offset_position_ids(past, self._mask)
+        if positions is not None:
+            inputs |= {"attention_mask": self._mask, "position_ids": positions + self.model.interior.counts_from}
+        refuse_too_long(self.length, positions, self.model.cfg.n_ctx)
         with self.model._turn(), self._announced(past):
             listeners = self.model._listeners()
             if self._only_last_logits_matter(listeners):

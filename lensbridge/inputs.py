@@ -85,7 +85,7 @@ def prepare(
         if isinstance(input, (str, list)):
             input = model.to_tokens(input)
         tokens = as_batch(input).to(device)
-        inputs, residual = {"input_ids": tokens}, None
+        inputs, residual, positions = {"input_ids": tokens}, None, None
         past = past_length(past_kv_cache, tokens.shape[0], model.cfg)
         if _needs_mask(model, attention_mask, past_kv_cache):
             attention_mask = _mask_for(model, tokens, prepend_bos, attention_mask)
@@ -93,8 +93,9 @@ def prepare(
                 before = past_kv_cache.previous_attention_mask.to(device)
                 attention_mask = torch.cat((before, attention_mask), dim=-1)
             inputs["attention_mask"] = attention_mask
-            inputs["position_ids"] = get_offset_position_ids(past, attention_mask)
-        refuse_too_long(past + tokens.shape[1], inputs.get("position_ids"), model.cfg.n_ctx)
+            positions = get_offset_position_ids(past, attention_mask)
+            inputs["position_ids"] = positions + model.interior.counts_from
+        refuse_too_long(past + tokens.shape[1], positions, model.cfg.n_ctx)
     call = Call(Request(inputs, span, residual), tokens, attention_mask, past_kv_cache)
     if past_kv_cache is not None:
         entries = dict(enumerate(past_kv_cache.entries))

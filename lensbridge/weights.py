@@ -38,7 +38,7 @@ _PLACES = {
     "embed": {"": "embed.", "ln": "embed.ln.", "W_pos": "pos_embed."},
     "attn": {"": "blocks.{l}.attn.", "ln": "blocks.{l}.ln1.", "post": "blocks.{l}.{post}."},
     "mlp": {"": "blocks.{l}.mlp.", "ln": "blocks.{l}.ln2.", "post": "blocks.{l}.{post}."},
-    "unembed": {"": "unembed.", "ln": "ln_final."},
+    "unembed": {"": "unembed.", "ln": "ln_final.", "apart": "ln_final."},
 }
 #: With grouped queries these are stored once per key-value head, and their names begin with an underscore.
 _GROUPED = ("W_K", "W_V", "b_K", "b_V")
@@ -174,7 +174,7 @@ class WeightViews:
     def branch(self, branch: str, layer: int = 0) -> Weights:
         """The processed weights of a branch without graph, kept until a parameter changes; not to be edited."""
         raw, made, sources = self.parameters.branch(branch, layer)
-        stored = [sources.get(short, w) for short, w in raw.items() if short in sources or short not in made]
+        stored = [*sources.values(), *(w for short, w in raw.items() if short not in sources and short not in made)]
         owners = {id(owner): owner for owner in (w if w._base is None else w._base for w in stored)}
         state = (self.processing, tuple(_fingerprint(owner) for owner in owners.values()))
         kept = self._kept.get((branch, layer))

@@ -22,11 +22,13 @@ class SquareForm:
 
     Args:
         layer: the path of the layer in the HF model.
+        mask: what masked scores are, or less; None for the smallest number there is.
         sinks: below it, the attribute that holds each head's extra logit.
         flat: whether batch and head are one axis.
     """
 
     layer: str
+    mask: float | None = None
     sinks: str | None = None
     flat: bool = False
 
@@ -34,6 +36,14 @@ class SquareForm:
     def plain(self) -> bool:
         """Whether it is TransformerLens' form."""
         return self.sinks is None and not self.flat
+
+    def masked(self, x: Tensor) -> Tensor:
+        """Scores as TransformerLens has them, -inf where they are masked."""
+        limit = self.mask
+        if limit is None:
+            # Some models divide the mask with the scores, which are wide then.
+            limit = torch.finfo(x.dtype).min / (2 if x.dtype == torch.float16 else 1e6)
+        return x.masked_fill(x <= limit, -torch.inf)
 
     def scores(self, x: Tensor, run: Run) -> Tensor:
         """The scores in a softmax's input."""

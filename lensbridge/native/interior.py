@@ -42,6 +42,7 @@ class NativeInterior:
     engine: NativeEngine
 
     can_be_traced: ClassVar[bool] = False
+    counts_from: ClassVar[int] = 0
 
     @classmethod
     def of(cls, hf_model: NativeForCausalLM) -> NativeInterior:
