@@ -222,7 +222,8 @@ class Decoding:
 
     def _request(self, inputs: dict[str, Any], past: int, listeners: Mapping[str, nn.Module]) -> Request:
         if past or self.prompt.embeds is None:
-            inputs["input_ids"] = self.text[:, -1:] if past else self.text
+            new_only = past and not self.model.interior.reads_whole_text
+            inputs["input_ids"] = self.text[:, -1:] if new_only else self.text
             return Request(inputs, self._span)
         residual = self._shown("hook_embed", self.embeds(), listeners)
         kind = self.model.cfg.positional_embedding_type

@@ -17,6 +17,7 @@ from .cache import TransformerLensKeyValueCache
 from .engine import Request
 from .engine.kv import ValueBiases, append_new, hf_cache
 from .engine.plan import Span
+from .errors import UnsupportedModelError
 from .tokens import as_batch
 from .utilities.tensors import get_offset_position_ids
 from .utilities.tokenize_utils import get_attention_mask
@@ -67,6 +68,7 @@ def prepare(
         AssertionError: text without a tokenizer, ``start_at_layer`` without a residual stream, or a mask of another
             shape.
         IndexError: more tokens than the context holds.
+        UnsupportedModelError: a key-value cache for a model that is given the whole text.
         ValueError: a key-value cache without tokenizer and without ``attention_mask``.
     """
     device = model.cfg.device
@@ -87,6 +89,10 @@ def prepare(
         tokens = as_batch(input).to(device)
         inputs, residual, positions = {"input_ids": tokens}, None, None
         past = past_length(past_kv_cache, tokens.shape[0], model.cfg)
+        if past_kv_cache is not None and model.interior.reads_whole_text:
+            raise UnsupportedModelError(
+                "past_kv_cache cannot be used with this model: it has to be given the whole text. generate() does so"
+            )
         if _needs_mask(model, attention_mask, past_kv_cache):
             attention_mask = _mask_for(model, tokens, prepend_bos, attention_mask)
             if past_kv_cache is not None:

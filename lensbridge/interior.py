@@ -79,6 +79,11 @@ class Interior:
         """What the HF model calls the first position, where it is told positions."""
         return first_position(self.hf_model, self.architecture) if self.architecture.pos_after_padding else 0
 
+    @property
+    def reads_whole_text(self) -> bool:
+        """Whether the HF model is given the whole text where it has a key-value cache, instead of what is new."""
+        return self.architecture.reads_whole_text
+
     # --- processing ---------------------------------------------------------------------------------------------------
 
     def process(self, chosen: Processing) -> None:

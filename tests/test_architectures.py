@@ -20,7 +20,7 @@ from lensbridge.tiny import FAMILIES, tiny_family
 ATTRIBUTES, WORDS = {"attn_factor", "mlp_factor", "sinks", "o_bias"}, {"extra"}
 #: What is around the layers, as paths of modules.
 AROUND = (
-    *("embed", "project_in", "pos_embed", "type_embed", "embed_norm"),
+    *("embed", "project_in", "pos_embed", "type_embed", "embed_norm", "embed_map"),
     *("layers", "ln_final", "head", "project_out", "unembed"),
 )
 #: The roles of a block: the fields that are paths of modules.

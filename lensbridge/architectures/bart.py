@@ -68,6 +68,7 @@ BLENDERBOT_SMALL = replace(
     BART,
     model_type="blenderbot-small",
     hf_class="BlenderbotSmallForCausalLM",
+    embed_scale=None,
     pos_offset=0,
     embed_norm_of_sum=False,
 )

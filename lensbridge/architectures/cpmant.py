@@ -16,6 +16,9 @@ CPM_ANT = Architecture(
     embed_extra="the embedding of each segment is added",
     layers="cpmant.encoder.layers",
     ln_final="cpmant.encoder.output_layernorm",
+    # The positions of the prompt are left out before it.
+    head="lm_head",
+    reads_whole_text=True,
     block=Block(
         ln1="self_att.layernorm_before_attention",
         attn="self_att.self_attention",

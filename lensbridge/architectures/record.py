@@ -226,6 +226,8 @@ class Architecture:
     #: A norm between the embedding and the first layer; and whether it norms the sum of all embeddings.
     embed_norm: str | None = None
     embed_norm_of_sum: bool = False
+    #: A linear map of all that, to the width of the stream.
+    embed_map: str | None = None
     #: What else is added to the embeddings or done to them, in words.
     embed_extra: str | None = None
     layers: str = "model.layers"
@@ -237,6 +239,8 @@ class Architecture:
     unembed: str = "lm_head"
     #: An attribute, by its path from the root, that the final norm's output is divided by before the head.
     unembed_divisor: str | None = None
+    #: Whether the model is given the whole text where it has a key-value cache, instead of what is new.
+    reads_whole_text: bool = False
     #: Those of these fields whose modules some models of the family do without.
     optional: tuple[str, ...] = ()
     #: What a layer is made of, and what it changes that a module (by its path below the layer) is there.
@@ -333,7 +337,7 @@ class Architecture:
     @property
     def reads_embedding_only(self) -> bool:
         """Whether the stream before the first layer is the token embedding plus that of positions, if there is one."""
-        return self.type_embed is None and self.embed_extra is None and not self.embed_norm_of_sum
+        return not (self.type_embed or self.embed_norm_of_sum or self.embed_map or self.embed_extra)
 
     def layer(self, index: int) -> str:
         """The path of one layer."""

@@ -20,22 +20,18 @@ def mlp_identities(subject: Subject, layer: int) -> Iterator[tuple]:
     if block.mlp is None:
         return
     stream = next(n for n in (f"{prefix}.hook_resid_mid", f"{prefix}.hook_resid_pre") if subject.has(n))
-    copy, first = f"{prefix}.hook_mlp_in", f"{prefix}.ln1"
-    behind = block.post_norm
-
-    def given(look: Look) -> Tensor:
-        return look.normed(first) if behind else look[stream]
+    copy = f"{prefix}.hook_mlp_in"
 
     def source(look: Look) -> Tensor:
-        return look[copy] if copy in look else given(look)
+        return look[copy if copy in look else stream]
 
-    yield copy, "ln1's output" if behind else stream.rsplit("hook_", 1)[-1], given
-    normed = block.ln2 is not None and not behind
-    if normed:
-        yield from norm_identities(subject, f"{prefix}.ln2", source, stream.rsplit("hook_", 1)[-1])
+    yield copy, stream.rsplit("hook_", 1)[-1], lambda look: look[stream]
+    norm = f"{prefix}.ln1" if block.post_norm else f"{prefix}.ln2"
+    if block.ln2 is not None and not block.post_norm:
+        yield from norm_identities(subject, norm, source, stream.rsplit("hook_", 1)[-1])
 
     def read(look: Look) -> Tensor:
-        return look.normed(f"{prefix}.ln2") if normed else source(look)
+        return look.normed(norm) if block.ln2 is not None else source(look)
 
     yield from _neurons(subject, layer, read)
     yield from _output(subject, layer)

@@ -53,6 +53,7 @@ SPECIAL: dict[str, Family] = {
     # The class falls back to full attention, in its first forward, where a text has few blocks.
     "big_bird": Family(set={"attention_type": "original_full"}),
     # Its cache needs a number of layers, which a config of several stacks does not have.
+    "big_bird": Family(base={"attention_type": "original_full"}),
     "blt": Family(set={"use_cache": False}),
     # Its fused projection has four blocks of heads.
     "codegen": Family(set={"n_head": 8, "rotary_dim": 4}),
