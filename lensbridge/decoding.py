@@ -209,9 +209,10 @@ class Decoding:
         inputs: dict[str, Any] = {"use_cache": self._past is not None}
         if self._past is not None:
             inputs["past_key_values"] = self._past
-        if self._mask is not None:
-            inputs |= {"attention_mask": self._mask, "position_ids": get_offset_position_ids(past, self._mask)}
-        refuse_too_long(self.length, inputs.get("position_ids"), self.model.cfg.n_ctx)
+        positions = None if self._mask is None else get_offset_position_ids(past, self._mask)
+        if positions is not None:
+            inputs |= {"attention_mask": self._mask, "position_ids": positions + self.model.interior.counts_from}
+        refuse_too_long(self.length, positions, self.model.cfg.n_ctx)
         with self.model._turn(), self._announced(past):
             listeners = self.model._listeners()
             if self._only_last_logits_matter(listeners):
@@ -221,7 +222,8 @@ class Decoding:
 
     def _request(self, inputs: dict[str, Any], past: int, listeners: Mapping[str, nn.Module]) -> Request:
         if past or self.prompt.embeds is None:
-            inputs["input_ids"] = self.text[:, -1:] if past else self.text
+            new_only = past and not self.model.interior.reads_whole_text
+            inputs["input_ids"] = self.text[:, -1:] if new_only else self.text
             return Request(inputs, self._span)
         residual = self._shown("hook_embed", self.embeds(), listeners)
         kind = self.model.cfg.positional_embedding_type

@@ -22,6 +22,7 @@ from .config import HookedTransformerConfig
 from .engine import Engine
 from .errors import ReadOnlyWeightError, UnsupportedModelError
 from .hook_points import HookPoint
+from .parameters import first_position
 from .points import added_names, names, why_absent
 from .processing import Processing
 from .weights import WeightViews
@@ -73,6 +74,16 @@ class Interior:
     def served(self, known: Collection[str]) -> set[str]:
         """The hook points that the engine shows values to; ``known`` are those that the model has."""
         return {*self.points(), *added_names(self.cfg.n_layers)}
+
+    @cached_property
+    def counts_from(self) -> int:
+        """What the HF model calls the first position, where it is told positions."""
+        return first_position(self.hf_model, self.architecture) if self.architecture.pos_after_padding else 0
+
+    @property
+    def reads_whole_text(self) -> bool:
+        """Whether the HF model is given the whole text where it has a key-value cache, instead of what is new."""
+        return self.architecture.reads_whole_text
 
     # --- processing ---------------------------------------------------------------------------------------------------
 

@@ -53,9 +53,10 @@ def is_centred(norm: nn.Module, architecture: Architecture) -> bool:
     return isinstance(norm, nn.LayerNorm) or architecture.norm == "LN"
 
 
-def factor_of(module: nn.Module, path: str | None) -> Any:
-    """The factor in the attribute at ``path`` below a module; None if there is no path, or it is 1."""
+def factor_of(module: nn.Module, path: str | None, power: float = 1.0) -> Any:
+    """The factor in the attribute at ``path`` below a module, to a power; None if there is no path, or it is 1."""
     factor = None if path is None else attrgetter(path)(module)
+    factor = factor if power == 1 or factor is None else factor**power
     return None if isinstance(factor, (int, float)) and factor == 1 else factor
 
 
@@ -69,6 +70,19 @@ def matrix(module: nn.Module) -> Tensor:
 def bias_of(module: nn.Module) -> Tensor | None:
     """The bias of an affine module or norm, if it has one."""
     return getattr(module, "bias", None)
+
+
+def position_rows(module: Any) -> Tensor:
+    """The table of positions; where it is computed and not learned, transformers keeps it in a buffer."""
+    return module.weight if hasattr(module, "weight") else module.weights
+
+
+def first_position(hf_model: nn.Module, architecture: Architecture) -> int:
+    """The row of position 0 in the table of positions."""
+    if not architecture.pos_after_padding or architecture.pos_embed is None:
+        return architecture.pos_offset
+    padding: int = hf_model.get_submodule(architecture.pos_embed).padding_idx  # type: ignore[assignment]
+    return padding + 1
 
 
 class Parameters:
@@ -150,17 +164,29 @@ class Parameters:
     def _embed(self) -> Branch:
         arch, out = self.architecture, Branch({}, {}, {})
         embed = self.module(arch.embed)
-        scale = getattr(embed, arch.embed_scale) if arch.embed_scale else factor_of(self.hf_model, arch.embed_factor)
+        scale = factor_of(self.hf_model, arch.embed_factor, arch.embed_factor_power)
+        scale = factor_of(embed, arch.embed_scale) if arch.embed_scale else scale
         out.weights["W_E"] = embed.weight if scale is None else embed.weight * scale
         if scale is not None:
             out.made["W_E"] = f"{type(self.hf_model).__name__} multiplies its embedding by {float(scale):g}"
             out.sources["W_E"] = embed.weight
+        if arch.project_in is not None:
+            self._map(out, "W_E", embed.weight, arch.project_in, out.weights["W_E"] @ self._matrix(arch.project_in))
         if arch.embed_norm is not None:
             self._norm(out, "ln", arch.embed_norm)
         if arch.pos_embed is not None:
-            positions = self.module(arch.pos_embed).weight
-            out.weights["W_pos"] = positions[arch.pos_offset : arch.pos_offset + self.cfg.n_ctx]
+            first = first_position(self.hf_model, arch)
+            out.weights["W_pos"] = position_rows(self.module(arch.pos_embed))[first : first + self.cfg.n_ctx]
         return out
+
+    def _matrix(self, path: str) -> Tensor:
+        return matrix(self.module(path))
+
+    def _map(self, out: Branch, name: str, stored: Tensor, path: str, product: Tensor) -> None:
+        """Add a weight with the linear map at ``path`` worked in."""
+        out.weights[name] = product
+        out.made[name] = f"{type(self.hf_model).__name__} stores two matrices whose product it is"
+        out.sources.update({name: stored, f"{name}, map": self.module(path).weight})
 
     @property
     def grouped(self) -> bool:
@@ -236,7 +262,11 @@ class Parameters:
         if block.o is not None:
             o, heads = self.module(arch.in_layer(layer, "o")), self.heads(layer)
             out.weights["W_O"] = matrix(o).unflatten(0, (heads.queries, heads.value_size))
-            self._bias(out, "b_O", o, (self.cfg.d_model,))
+            bias = factor_of(self.module(arch.layer(layer)), block.o_bias)
+            if bias is None:
+                self._bias(out, "b_O", o, (self.cfg.d_model,))
+            else:
+                out.weights["b_O"] = bias
         in_order = {name: out.weights.pop(name) for name in ATTENTION if name in out.weights}
         out.weights.update(in_order)
         if block.sinks is not None:
@@ -336,13 +366,15 @@ class Parameters:
 
     def _unembed(self) -> Branch:
         out = Branch({}, {}, {})
-        head = self.module(self.architecture.unembed)
-        if self.architecture.ln_final is not None:
-            self._norm(out, "ln", self.architecture.ln_final)
+        arch, head = self.architecture, self.module(self.architecture.unembed)
+        if arch.ln_final is not None:
+            self._norm(out, "ln" if arch.head is None else "apart", arch.ln_final)
         out.weights["W_U"] = matrix(head)
-        divisor = factor_of(self.hf_model, self.architecture.unembed_divisor)
+        divisor = factor_of(self.hf_model, arch.unembed_divisor)
         if divisor is not None:
             out.weights["W_U"], out.sources["W_U"] = matrix(head) / divisor, head.weight
             out.made["W_U"] = f"{type(self.hf_model).__name__} divides by {float(divisor):g} before it"
+        if arch.project_out is not None:
+            self._map(out, "W_U", head.weight, arch.project_out, self._matrix(arch.project_out) @ matrix(head))
         self._bias(out, "b_U", head, (self.cfg.d_vocab_out,))
         return out

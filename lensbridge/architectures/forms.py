@@ -21,6 +21,12 @@ class Softmax:
     call: str | None = "attention_interface"
     operation: str = "softmax"
     module: str | None = None
+    #: What masked scores are, or less, where that is not the smallest number there is.
+    mask: float | None = None
+    #: Where no call is given queries and keys as they meet: the call that returns both of them rotated, and the one
+    #: that transposes the keys.
+    queries: str | None = None
+    keys: str | None = None
 
 
 @dataclass(frozen=True)

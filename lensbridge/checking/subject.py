@@ -134,6 +134,13 @@ class Subject:
         role, name = block.post_norms[branch == "mlp"]
         return None if block.post_norm or getattr(block, role) is None else f"blocks.{layer}.{name}"
 
+    def transformed(self, x: Tensor) -> Tensor:
+        """What the head makes of the last stream before it unembeds it."""
+        head, unembed = self.architecture.head, self.architecture.unembed
+        with capturing(self.hf) as captured:
+            output = self.hf.get_submodule(head)(x)
+        return captured.input(unembed) if f"{unembed}.".startswith(f"{head}.") else output
+
     @property
     def names(self) -> list[str]:
         """The points that are on, in TransformerLens' order."""
@@ -200,6 +207,11 @@ class Subject:
         with torch.no_grad(), capturing(self.hf) as found:
             found.logits = self.hf(input_ids=self.tokens).logits
         return found
+
+    @cached_property
+    def positions(self) -> int:
+        """How many positions the layers run on: some models put some of their own before a text."""
+        return self.plain.input(self.architecture.layer(0)).shape[1]
 
     def run(self, hooks: Hooks = (), tokens: Tensor | None = None, **arguments: Any) -> Tensor:
         """Logits of a run with these hooks."""

@@ -22,8 +22,9 @@ from ..architectures.record import Softmax
 from ..basis import Basis, Stream
 from ..errors import SourceNotFoundError, UnsupportedModelError
 from .layout import sites_of
-from .norm_sites import Norm
-from .places import Event, Place, View, measure_order
+from .norm_sites import Norm, NormSite
+from .passage import Event, Passage, measure
+from .places import Place, View
 from .plan import Listeners, Plan, Span, edits_of, make_plan, rank_of
 from .sites import Recording, Run, Site
 from .turns import Turns, in_turn, turn
@@ -66,7 +67,7 @@ class Engine:
         self._plans: dict[tuple, Plan] = {}
         self._views: dict[tuple, View] = {}
         self._running: list[View] = []
-        self._order: dict[Event, int] | None = None
+        self._passage: Passage | None = None
         self._turns: Turns | None = None
 
     @property
@@ -85,7 +86,8 @@ class Engine:
     def norms(self) -> dict[str, Norm]:
         """Every norm of the model, by its path in the HF model."""
         arch = self.architecture
-        folds = {path: folded for path, folded in ((arch.ln_final, True), (arch.embed_norm, False)) if path}
+        around = ((arch.ln_final, arch.head is None), (arch.embed_norm, False))
+        folds = {path: folded for path, folded in around if path}
         for layer, block in enumerate(arch.blocks):
             for role, folded in {"ln1": block.folds_ln1, "ln2": block.folds_ln2, **UNFOLDED_NORMS}.items():
                 if getattr(block, role) is not None:
@@ -147,16 +149,21 @@ class Engine:
         for block in blocks[span.start : span.stop]:
             sites += block
         if span.norm:
-            sites += after if span.unembeds else after[:1]
+            sites += after if span.unembeds else [site for site in after if isinstance(site, NormSite)]
         return sites
 
     @property
     def order(self) -> dict[Event, int]:
-        """The measured order of the model's places; the first use measures it."""
-        if self._order is None:
+        """The measured order of the model's places."""
+        return self.passage.order
+
+    @property
+    def passage(self) -> Passage:
+        """What a forward pass comes by; the first use measures it."""
+        if self._passage is None:
             with self.eager_attention():
-                self._order = measure_order(self.hf_model, self._attention_paths())
-        return self._order
+                self._passage = measure(self.hf_model, self._attention_paths())
+        return self._passage
 
     @cached_property
     def comes_in_order(self) -> bool:
@@ -253,8 +260,8 @@ class Engine:
         recording: Recording | None = None,
     ) -> Run:
         """What a run carries along, at its start."""
-        stream = Stream(self.basis.centres_stream)
-        return Run(view, self.basis, self.cfg, listeners, stream, batch_size, edits, recording)
+        stream, overwritten = Stream(self.basis.centres_stream), self.passage.overwritten
+        return Run(view, self.basis, self.cfg, listeners, stream, batch_size, edits, recording, overwritten)
 
     @contextmanager
     def eager_attention(self, needed: bool = True) -> Iterator[None]:
@@ -295,7 +302,7 @@ class Engine:
     def _forget_structure(self) -> None:
         self._views.clear()
         self._plans.clear()
-        self._order = None
+        self._passage = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy carries along: no view, because nnsight's handles belong to the modules they were made for."""
