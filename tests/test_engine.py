@@ -169,8 +169,8 @@ def test_measuring_leaves_the_model_and_the_random_state_alone(hf: Any) -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
     assert hf.training and not any(module._forward_hooks or module._forward_pre_hooks for module in hf.modules())
     inside = ["transformer.h.0.attn"] * 3
-    ranks = [order[path, side] for path, side in zip(inside, ("input", "softmax", "output"), strict=True)]
-    assert ranks == sorted(ranks) and ranks[2] < order["transformer.h.0.mlp", "input"]
+    ranks = [order[path, side, 0] for path, side in zip(inside, ("input", "softmax", "output"), strict=True)]
+    assert ranks == sorted(ranks) and ranks[2] < order["transformer.h.0.mlp", "input", 0]
 
 
 def test_a_softmax_that_is_not_there_is_an_error_that_says_where_it_was_looked_for(
