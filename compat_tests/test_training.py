@@ -1,9 +1,9 @@
 """Does training take the steps that it takes in TransformerLens 3.9.0, and is the same then found in what was trained?
 
 Both models start from the same weights and get the same data. After every step the loss and every parameter are
-compared. In float32 two runs that differ by rounding come apart sooner or later, because training amplifies any
-difference; what runs for longer is therefore compared in float64, where a term that is forgotten stays as large as it
-is and rounding does not.
+compared, in float32 and float64. Over a whole run there is no tolerance that is right: training amplifies any
+difference, rounding too, so that two runs that differ in the last bit of one weight come apart in the end. Such a pair
+of our own is therefore the measure there: 3.9.0's run has to be as close to ours as ours is to itself.
 
 In models without rotary positions, the bias of the keys adds the same to all scores of a query, so its gradient is zero
 but for rounding. Adam scales even that up to a step of full size in float32, in either model another one, which changes
@@ -14,7 +14,7 @@ below Adam's epsilon, and it is compared like the others.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -31,18 +31,31 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 #: Largest difference, against a parameter's largest entry, or a hundredth of the model's where that is more.
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}
 DTYPES = list(TOLERANCES)
-#: After all steps of a whole run in float64.
-AFTER_A_RUN = 1e-6
+#: How many times the distance of our two runs the one to 3.9.0's may be; they differ in more than one bit.
+AMPLIFIED = 100
 
 
-def example(name: str) -> ModuleType:
-    """A script of ``examples/`` as a module."""
+def example(name: str, constants: dict[str, int]) -> ModuleType:
+    """A script of ``examples/`` as a module, with other values of its constants."""
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    for constant, value in constants.items():
+        setattr(module, constant, value)
     return module
+
+
+def gaps(mine: Any, theirs: Any, unless: tuple[str, ...] = ()) -> dict[str, float]:
+    """How far apart each parameter is, as a part of its largest entry or of a hundredth of the model's."""
+    ours, others = (dict(model.named_parameters()) for model in (mine, theirs))
+    floor = 1e-2 * max(p.detach().abs().max() for p in others.values())
+    return {
+        name: ((ours[name] - p).detach().abs().max() / p.detach().abs().max().clamp(min=floor)).item()
+        for name, p in others.items()
+        if not name.endswith(unless)
+    }
 
 
 class Both:
@@ -66,21 +79,14 @@ class Both:
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
         assert [p.requires_grad for p in mine.values()] == [p.requires_grad for p in theirs.values()]
 
-    def losses_agree(self, mine: float, theirs: float, tolerance: float) -> None:
+    def losses_agree(self, mine: float, theirs: float) -> None:
+        tolerance = TOLERANCES[self.dtype]
         assert mine == pytest.approx(theirs, rel=tolerance, abs=tolerance * 1e-3)
 
-    def parameters_agree(self, tolerance: float, when: Any = "") -> None:
-        mine, theirs = (dict(model.named_parameters()) for model in self)
-        floor = 1e-2 * max(p.detach().abs().max() for p in theirs.values())
-        gaps = {
-            name: (
-                (mine[name] - theirs[name]).detach().abs().max() / theirs[name].detach().abs().max().clamp(min=floor)
-            )
-            for name in theirs
-            if not name.endswith(self.driven_by_rounding or "nothing")
-        }
-        wrong = {name: gap.item() for name, gap in gaps.items() if not gap <= tolerance}
-        assert wrong == {}, when
+    def parameters_agree(self, when: Any = "") -> None:
+        tolerance = TOLERANCES[self.dtype]
+        found = gaps(self.mine, self.theirs, unless=self.driven_by_rounding)
+        assert {name: gap for name, gap in found.items() if not gap <= tolerance} == {}, when
 
     def gradients_agree(self) -> None:
         """Those of float32 to its tolerance; what is zero but for rounding is, in both."""
@@ -207,14 +213,17 @@ def in_step(both: Both, make: Callable[[Any], torch.optim.Optimizer], steps: int
             optimiser.step()
             schedule.step()
             losses.append(loss.item())
-        both.losses_agree(*losses, TOLERANCES[both.dtype])
+        both.losses_agree(*losses)
         both.gradients_agree()
-        both.parameters_agree(TOLERANCES[both.dtype], f"step {step}")
-    assert not [name for name, old in before.items() if torch.equal(both.mine.get_parameter(name), old)]
+        both.parameters_agree(f"step {step}")
+    for name, old in before.items():
+        parameter = both.mine.get_parameter(name)
+        # A hook may have stopped the gradient.
+        assert torch.equal(parameter, old) == (parameter.grad is None), name
     for model in both:
         model.eval()
     with torch.no_grad():
-        both.losses_agree(*(loss_of(model, tokens).item() for model in both), TOLERANCES[both.dtype])
+        both.losses_agree(*(loss_of(model, tokens).item() for model in both))
 
 
 def rough(kind: str, dtype: torch.dtype, **fields: Any) -> Both:
@@ -241,8 +250,7 @@ def test_hooks_act_while_training(kind: str, hooks: str) -> None:
         in_step(both, OPTIMISERS["AdamW"])
     # Without hooks, training goes another way.
     in_step(plain, OPTIMISERS["AdamW"])
-    with pytest.raises(AssertionError):
-        Both.parameters_agree(_mixed(both, plain), 1e-6)
+    assert max(gaps(both.mine, plain.mine).values()) > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -253,15 +261,7 @@ def test_permanent_masks_act_while_training(kind: str) -> None:
         mask_some_tokens(model)
     in_step(both, OPTIMISERS["AdamW"])
     in_step(plain, OPTIMISERS["AdamW"])
-    with pytest.raises(AssertionError):
-        Both.parameters_agree(_mixed(both, plain), 1e-6)
-
-
-def _mixed(one: Both, other: Both) -> Both:
-    """Ours of one pair next to ours of another."""
-    mixed = object.__new__(Both)
-    mixed.mine, mixed.theirs, mixed.driven_by_rounding = one.mine, other.mine, ()
-    return mixed
+    assert max(gaps(both.mine, plain.mine).values()) > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -296,7 +296,7 @@ def test_caches_while_training_have_the_values_and_gradients(kind: str) -> None:
         assert any(name.endswith("_grad") for name in mine)
         for name in theirs:
             torch.testing.assert_close(mine[name], theirs[name], rtol=1e-9, atol=1e-9, msg=f"{name}, step {step}")
-        both.parameters_agree(TOLERANCES[torch.float64], f"step {step}")
+        both.parameters_agree(f"step {step}")
 
 
 def test_train_and_eval_are_the_modes_of_every_module() -> None:
@@ -310,8 +310,12 @@ def test_train_and_eval_are_the_modes_of_every_module() -> None:
 
 # --- the examples: three models from their first step to what is found in them ----------------------------------------
 
-#: Steps of a whole run.
-RUNS = {"induction_circuit": 1000, "modular_addition": 600, "balanced_brackets": 400}
+#: Steps of a whole run, after which the model has learnt its task; and what makes it shorter.
+RUNS: dict[str, tuple[int, dict[str, int]]] = {
+    "induction_circuit": (600, {}),
+    "modular_addition": (600, {}),
+    "balanced_brackets": (400, {"BATCH": 64, "SAMPLES": 500}),
+}
 #: What makes the first steps of one cheap enough for every push.
 SMALLER = {"BATCH": 16, "SAMPLES": 100}
 
@@ -330,31 +334,23 @@ def seed_of(script: ModuleType) -> int:
     return getattr(script, "SEED", 0)
 
 
-def run(script: ModuleType, both: Both, steps: int, tolerance: float, every: int) -> list[float]:
-    """Train both as the example does; losses are compared at every step, parameters at some. Returns the losses."""
-    losses = []
-    runs = [script.training(model, steps, seed_of(script)) for model in both]
-    for step, (mine, theirs) in enumerate(zip(*runs, strict=True)):
-        both.losses_agree(mine, theirs, tolerance)
-        losses.append(mine)
-        if step % every == 0 or step == steps - 1:
-            both.parameters_agree(tolerance, f"step {step}")
-    assert len(losses) == steps
-    return losses
+def runs(script: ModuleType, models: Iterable[Any], steps: int) -> Iterator[tuple[float, ...]]:
+    """Train all models as the example does; after each step, its losses."""
+    return zip(*(script.training(model, steps, seed_of(script)) for model in models), strict=True)
 
 
-def findings_agree(mine: Any, theirs: Any, tolerance: float, path: str = "findings") -> None:
+def findings_agree(mine: Any, theirs: Any, path: str = "findings") -> None:
     """The same numbers in the same places."""
     if isinstance(theirs, dict):
         assert list(mine) == list(theirs), path
         for name in theirs:
-            findings_agree(mine[name], theirs[name], tolerance, f"{path}, {name}")
+            findings_agree(mine[name], theirs[name], f"{path}, {name}")
     elif isinstance(theirs, (list, tuple)):
         assert len(mine) == len(theirs), path
         for index, (one, other) in enumerate(zip(mine, theirs, strict=True)):
-            findings_agree(one, other, tolerance, f"{path}, {index}")
+            findings_agree(one, other, f"{path}, {index}")
     elif isinstance(theirs, float):
-        assert mine == pytest.approx(theirs, rel=tolerance, abs=tolerance), path
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-4), path
     else:
         assert mine == theirs, path
 
@@ -362,23 +358,37 @@ def findings_agree(mine: Any, theirs: Any, tolerance: float, path: str = "findin
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", RUNS)
 def test_the_examples_begin_as_in_3_9_0(name: str, dtype: torch.dtype) -> None:
-    script = example(name)
-    for constant, value in SMALLER.items():
-        setattr(script, constant, value)
+    script = example(name, SMALLER)
     both = prepared(script, dtype)
-    losses = run(script, both, 8, TOLERANCES[dtype], every=1)
-    assert len(set(losses)) == len(losses)
-    mine, theirs = (script.findings(model, seed_of(script)) for model in both)
-    findings_agree(mine, theirs, 1e-4)
+    losses = set()
+    for step, (mine, theirs) in enumerate(runs(script, both, 8)):
+        both.losses_agree(mine, theirs)
+        both.parameters_agree(f"step {step}")
+        losses.add(mine)
+    assert len(losses) == 8
+    findings_agree(*(script.findings(model, seed_of(script)) for model in both))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_the_examples_end_as_in_3_9_0(name: str) -> None:
-    """A whole run in float64, from the example's own first weights, and everything that it prints about the result."""
-    script = example(name)
-    both = prepared(script, torch.float64)
-    losses = run(script, both, RUNS[name], AFTER_A_RUN, every=20)
+    """A whole run in float64, from the example's own first weights, and all that is found in its result."""
+    steps, constants = RUNS[name]
+    script = example(name, constants)
+    both, nudged = prepared(script, torch.float64), prepared(script, torch.float64).mine
+    with torch.no_grad():
+        nudged.blocks[0].attn.W_Q[0, 0, 0] *= 1 + torch.finfo(torch.float64).eps
+    losses: list[float] = []
+    apart = dict.fromkeys(("loss", "parameters"), TOLERANCES[torch.float64] / AMPLIFIED)
+    for step, (mine, theirs, other) in enumerate(runs(script, (*both, nudged), steps)):
+        losses.append(mine)
+        apart["loss"] = max(apart["loss"], abs(mine - other) / mine)
+        assert abs(mine - theirs) / mine <= AMPLIFIED * apart["loss"], f"step {step}"
+        if step % 10 == 0 or step == steps - 1:
+            apart["parameters"] = max(apart["parameters"], *gaps(nudged, both.mine).values())
+            assert max(gaps(both.mine, both.theirs).values()) <= AMPLIFIED * apart["parameters"], f"step {step}"
     assert losses[-1] < 0.1 * losses[0]
-    mine, theirs = (script.findings(model, seed_of(script)) for model in both)
-    findings_agree(mine, theirs, 1e-4)
+    assert theirs < 0.1 * losses[0]
+    # Equal weights, so that what is compared is the analysis.
+    both.theirs.load_state_dict(both.mine.state_dict())
+    findings_agree(*(script.findings(model, seed_of(script)) for model in both))
