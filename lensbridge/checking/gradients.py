@@ -88,7 +88,8 @@ def _check_point(subject: Subject, findings: Findings, name: str, gradient: Tens
     if _has_other_readers(subject, name):
         return
     value = subject.look()[name]
-    for tensor in _tensors(plain):
+    # Of a view that has another shape, what is a reader's alone may be the gradient.
+    for tensor in sorted(_tensors(plain), key=lambda tensor: tensor.shape != value.shape):
         if (
             tensor.grad is not None
             and tensor.numel() == value.numel()
