@@ -128,7 +128,7 @@ def _heads(subject: Subject, layer: int) -> Iterator[tuple]:
 
     def masked(look: Look) -> Tensor:
         value = products(look, layer) + position_bias(look.subject, layer)
-        return value.masked_fill(look.subject.look()[scores].isneginf(), -torch.inf)
+        return value.masked_fill(look[scores].isneginf(), -torch.inf)
 
     yield scores, "q . k / attn_scale, -inf where masked", masked, rotated
 
@@ -165,14 +165,14 @@ def _output(subject: Subject, layer: int) -> Iterator[tuple]:
         return torch.einsum("bphd,hdm->bphm", look[z], look.weight(f"{prefix}.attn.W_O"))
 
     def together(look: Look) -> Tensor:
-        if block.z_from_call and result not in look:
-            # What the heads write is known where it is shown only.
-            return look[out]
         total = (look[result] if result in look else by_head(look)).sum(-2)
         bias = look.weight(f"{prefix}.attn.b_O")
         return total if bias is None else total + bias
 
     if "heads out" not in block.features or f"{prefix}.attn.W_O" not in subject.weight_names:
+        return
+    if block.z_from_call and result not in subject.names:
+        # What the heads write is not a function of z alone.
         return
     if not block.z_from_call:
         yield result, "z @ W_O, by head", by_head
@@ -181,9 +181,19 @@ def _output(subject: Subject, layer: int) -> Iterator[tuple]:
     norm = subject.norm_behind(layer, "attn")
     if norm is not None:
         yield from norm_identities(subject, norm, together, "sum(result) + b_O")
-        yield out, f"{norm.rsplit('.', 1)[-1]}'s output{times}", _scaled(lambda look: look.normed(norm), factor)
+        yield (
+            out,
+            f"{norm.rsplit('.', 1)[-1]}'s output{times}",
+            _scaled(lambda look: look.normed(norm), factor),
+            (result,),
+        )
     else:
-        yield out, f"(sum(result) + b_O){times}" if times else "sum(result) + b_O", _scaled(together, factor), (z,)
+        yield (
+            out,
+            f"(sum(result) + b_O){times}" if times else "sum(result) + b_O",
+            _scaled(together, factor),
+            (z, result),
+        )
 
 
 def _scaled(value: Callable[[Look], Tensor], factor: Any) -> Callable[[Look], Tensor]:

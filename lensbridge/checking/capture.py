@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 
 class Pass(NamedTuple):
-    """What one call of a module was given and gave back: the first tensor of each."""
+    """What one call of a module was given and gave back: the first tensor of each, and all that it was given."""
 
     input: Tensor | None
     output: Tensor | None
+    arguments: tuple[Tensor, ...] = ()
 
 
 @dataclass
@@ -43,6 +44,14 @@ class Captured:
             LookupError: if it was not called exactly once, or was given no tensor.
         """
         return self._of(path).input  # type: ignore[return-value]
+
+    def arguments(self, path: str) -> tuple[Tensor, ...]:
+        """All tensors that the module was given in its only call.
+
+        Raises:
+            LookupError: if it was not called exactly once.
+        """
+        return self._of(path).arguments
 
     def _of(self, path: str) -> Pass:
         calls = self.calls.get(path, [])
@@ -70,7 +79,7 @@ def capturing(hf_model: nn.Module, live: bool = False) -> Iterator[Captured]:
         live: keep the tensors themselves, with their gradients, instead of copies of their values.
     """
     found = Captured()
-    given: dict[str, list[Tensor | None]] = {}
+    given: dict[str, list[tuple[Tensor | None, tuple[Tensor, ...]]]] = {}
     handles = []
 
     def kept(value: Tensor | None) -> Tensor | None:
@@ -89,10 +98,13 @@ def capturing(hf_model: nn.Module, live: bool = False) -> Iterator[Captured]:
             if value is None:
                 hidden = kwargs.get("hidden_states")
                 value = hidden if isinstance(hidden, Tensor) else first_tensor(kwargs)
-            given.setdefault(path, []).append(kept(value))
+            others = () if live else (*args, *kwargs.values())
+            arguments = tuple(each.detach().clone() for each in others if isinstance(each, Tensor))
+            given.setdefault(path, []).append((kept(value), arguments))
 
         def leave(module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
-            found.calls.setdefault(path, []).append(Pass(given[path].pop(), kept(first_tensor(output))))
+            value, arguments = given[path].pop()
+            found.calls.setdefault(path, []).append(Pass(value, kept(first_tensor(output)), arguments))
 
         handles += [
             module.register_forward_pre_hook(enter, with_kwargs=True),

@@ -8,4 +8,8 @@ from __future__ import annotations
 
 from .outcome import Known
 
-KNOWN: dict[str, Known] = {}
+KNOWN: dict[str, Known] = {
+    "recurrent_gemma": {
+        "padding": {"left, row by row": "HuggingFace's recurrence runs over the padding before a text, mask or no mask"}
+    },
+}
