@@ -181,19 +181,11 @@ def _output(subject: Subject, layer: int) -> Iterator[tuple]:
     norm = subject.norm_behind(layer, "attn")
     if norm is not None:
         yield from norm_identities(subject, norm, together, "sum(result) + b_O")
-        yield (
-            out,
-            f"{norm.rsplit('.', 1)[-1]}'s output{times}",
-            _scaled(lambda look: look.normed(norm), factor),
-            (result,),
-        )
+        behind = _scaled(lambda look: look.normed(norm), factor)
+        yield out, f"{norm.rpartition('.')[2]}'s output{times}", behind, (result,)
     else:
-        yield (
-            out,
-            f"(sum(result) + b_O){times}" if times else "sum(result) + b_O",
-            _scaled(together, factor),
-            (z, result),
-        )
+        equation = f"(sum(result) + b_O){times}" if times else "sum(result) + b_O"
+        yield out, equation, _scaled(together, factor), (z, result)
 
 
 def _scaled(value: Callable[[Look], Tensor], factor: Any) -> Callable[[Look], Tensor]:

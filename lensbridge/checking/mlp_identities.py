@@ -65,7 +65,7 @@ def _neurons(subject: Subject, layer: int, read: Callable[[Look], Tensor]) -> It
         else:
             yield pre, "n @ W_in + b_in", projected("W_in", "b_in")
 
-    act = _activation(subject)
+    act = _activation(subject, layer)
 
     def activated(look: Look) -> Tensor:
         return act(look[pre]) * look[linear] if gated else act(look[pre])
@@ -73,9 +73,11 @@ def _neurons(subject: Subject, layer: int, read: Callable[[Look], Tensor]) -> It
     yield post, "act_fn(pre) * pre_linear" if gated else "act_fn(pre)", activated, (pre, linear) if gated else (pre,)
 
 
-def _activation(subject: Subject) -> Any:
-    """The model's activation function: HuggingFace's of that name, where the two have one of the same name."""
+def _activation(subject: Subject, layer: int) -> Any:
+    """The activation function: HuggingFace's of that name, or its own where it has weights."""
     name = subject.model.cfg.act_fn
+    if subject.block(layer).act is not None:
+        return subject.hf.get_submodule(subject.architecture.in_layer(layer, "act"))
     return ACT2FN[name] if name in ACT2FN else SUPPORTED_ACTIVATIONS[name]
 
 
