@@ -86,7 +86,10 @@ def _projections(subject: Subject, layer: int) -> Iterator[tuple]:
 
 
 def _rotated(subject: Subject, layer: int) -> Iterator[tuple]:
-    """Heads at one position are rotated alike, so that their products stay what they were, up to a factor."""
+    """Heads at one position are rotated alike, so that their products stay what they were, times one factor.
+
+    The factor is read off a run without hooks: where texts are long, scores may be sharpened by position.
+    """
     prefix = f"blocks.{layer}.attn"
     for letter in "qk":
         point = f"{prefix}.hook_rot_{letter}"
@@ -95,10 +98,11 @@ def _rotated(subject: Subject, layer: int) -> Iterator[tuple]:
 
         def before(look: Look, letter: str = letter, point: str = point) -> Tensor:
             clean = look.subject.look()
-            factor = gram(clean[point]).sum() / gram(unrotated(clean, prefix, letter)).sum()
+            sizes = (x.square().sum((0, 2, 3)) for x in (clean[point], unrotated(clean, prefix, letter)))
+            factor = torch.div(*sizes).view(-1, 1, 1)
             return gram(unrotated(look, prefix, letter)) * factor
 
-        yield point, f"{letter} rotated: the same products at each position", before, (), gram
+        yield point, f"{letter} rotated: the same products at each position, times a factor", before, (), gram
 
 
 def gram(x: Tensor) -> Tensor:

@@ -55,8 +55,12 @@ class Look:
     def affine(self, prefix: str, normalized: Tensor) -> Tensor:
         """What the norm at ``prefix`` returns for a normalised input."""
         gain, bias = self.weight(f"{prefix}.w"), self.weight(f"{prefix}.b")
+        shape = normalized.shape
+        if gain is not None and gain.dim() > 1:
+            # One norm for each head, in the order in which heads are in the one axis of all.
+            normalized = normalized.reshape(-1, *gain.shape)
         value = normalized if gain is None else normalized * gain
-        return value if bias is None else value + bias
+        return (value if bias is None else value + bias).reshape(shape)
 
 
 class Subject:
