@@ -20,6 +20,10 @@ ARE_MODULES = (
 )
 
 
+#: Why hook_attn_in does not exist with grouped queries.
+ONE_COPY_EACH = "several query heads share a key and value; hook_q_input, hook_k_input and hook_v_input are there"
+
+
 def check_points(subject: Subject) -> list[Outcome]:
     """Each kind of point of TransformerLens' table: it fires in every layer that has it, or is absent for a reason."""
     findings = Findings("points", subject.known)
@@ -38,7 +42,7 @@ def check_points(subject: Subject) -> list[Outcome]:
             if name in missing:
                 findings.say(point, not missing[name], f"{name} {', '.join(missing[name])}")
             elif subject.has(name):
-                findings.absent(point, "several query heads share a key and value: hook_q_input and the like have it")
+                findings.absent(point, ONE_COPY_EACH)
             else:
                 reason = subject.model.interior.why_absent(name)
                 if reason is None:
