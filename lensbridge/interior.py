@@ -62,7 +62,7 @@ class Interior:
     def points(self) -> tuple[str, ...]:
         """The names of TransformerLens' hook points, in the order in which they fire there."""
         layers = [block.features for block in self.architecture.blocks]
-        return tuple(names(layers, self.architecture.features, self.cfg.num_experts or 0))
+        return tuple(names(layers, self.architecture.features, self.architecture.n_experts))
 
     def why_absent(self, name: str) -> str | None:
         """Why there is no hook point ``name``, where other models have one; None if none has."""

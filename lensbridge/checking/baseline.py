@@ -14,8 +14,6 @@ from .subject import TEMPLATES, Look, Subject
 ARE_MODULES = (
     "blocks.{l}.hook_resid_pre",
     "blocks.{l}.hook_resid_post",
-    "blocks.{l}.mlp.hook_expert_weights",
-    "blocks.{l}.mlp.hook_expert_indices",
     "unembed.hook_out",
 )
 
@@ -98,13 +96,12 @@ def check_against_modules(subject: Subject) -> list[Outcome]:
             last = f"{prefix}.hook_normalized_resid_post"
             value = look[last if last in look else f"{prefix}.hook_resid_post"]
             findings.same("resid_post is the layer's output", value, plain.output(path), path)
-        if f"{prefix}.mlp.hook_expert_indices" in look:
-            with findings.trying("the choice of experts", path):
-                _compare_experts(subject, findings, layer, look)
     for prefix in sorted(name.removesuffix(".hook_scale") for name in look.values if name.endswith(".hook_scale")):
         module = subject.model.mod_dict[prefix].path
         with findings.trying("norms' outputs", module):
-            output, value = plain.output(module), look.normed(prefix)
+            twice = architecture.final_call if module == architecture.ln_final else 0
+            output = plain.output(module, twice if prefix == "ln_final" else 0, 1 + twice)
+            value = look.normed(prefix)
             if _heads_first(subject, prefix):
                 output = output.transpose(1, 2)
             findings.compare("norms' outputs", value.reshape(output.shape).to(output.dtype), output, module)
@@ -112,18 +109,6 @@ def check_against_modules(subject: Subject) -> list[Outcome]:
         value = look["unembed.hook_out"]
         findings.same("unembed.hook_out is the head's output", value, plain.output(architecture.unembed))
     return findings.outcomes()
-
-
-def _compare_experts(subject: Subject, findings: Findings, layer: int, look: Look) -> None:
-    """The experts chosen and their weights are what the module that holds them is called with."""
-    path = subject.architecture.in_layer(layer, "experts")
-    indices, weights = (look[f"blocks.{layer}.mlp.hook_expert_{name}"] for name in ("indices", "weights"))
-    given = subject.plain.arguments(path)
-    chosen = next(each for each in given if not each.is_floating_point())
-    of_chosen = next(each for each in given if each.is_floating_point() and each.shape == chosen.shape)
-    findings.same("the choice of experts", indices, chosen, path)
-    expected = torch.zeros_like(weights).scatter(-1, chosen, of_chosen.to(weights.dtype))
-    findings.same("the choice of experts", weights, expected, path)
 
 
 def _heads_first(subject: Subject, prefix: str) -> bool:

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 
 class Pass(NamedTuple):
-    """What one call of a module was given and gave back: the first tensor of each, and all that it was given."""
+    """What one call of a module was given and gave back: the first tensor of each."""
 
     input: Tensor | None
     output: Tensor | None
-    arguments: tuple[Tensor, ...] = ()
 
 
 @dataclass
@@ -29,13 +28,13 @@ class Captured:
     calls: dict[str, list[Pass]] = field(default_factory=dict)
     logits: Tensor | None = None
 
-    def output(self, path: str) -> Tensor:
-        """What the module's only call returned.
+    def output(self, path: str, call: int = 0, of: int = 1) -> Tensor:
+        """What a call of the module returned, of this many.
 
         Raises:
-            LookupError: if it was not called exactly once, or gave no tensor.
+            LookupError: if it was not called so often, or gave no tensor.
         """
-        return self._of(path).output  # type: ignore[return-value]
+        return self._of(path, call, of).output  # type: ignore[return-value]
 
     def input(self, path: str) -> Tensor:
         """What the module's only call was given.
@@ -45,19 +44,11 @@ class Captured:
         """
         return self._of(path).input  # type: ignore[return-value]
 
-    def arguments(self, path: str) -> tuple[Tensor, ...]:
-        """All tensors that the module was given in its only call.
-
-        Raises:
-            LookupError: if it was not called exactly once.
-        """
-        return self._of(path).arguments
-
-    def _of(self, path: str) -> Pass:
+    def _of(self, path: str, call: int = 0, of: int = 1) -> Pass:
         calls = self.calls.get(path, [])
-        if len(calls) != 1:
+        if len(calls) != of:
             raise LookupError(f"{path!r} was called {len(calls)} times")
-        return calls[0]
+        return calls[call]
 
 
 def first_tensor(values: Any) -> Tensor | None:
@@ -79,7 +70,7 @@ def capturing(hf_model: nn.Module, live: bool = False) -> Iterator[Captured]:
         live: keep the tensors themselves, with their gradients, instead of copies of their values.
     """
     found = Captured()
-    given: dict[str, list[tuple[Tensor | None, tuple[Tensor, ...]]]] = {}
+    given: dict[str, list[Tensor | None]] = {}
     handles = []
 
     def kept(value: Tensor | None) -> Tensor | None:
@@ -98,13 +89,10 @@ def capturing(hf_model: nn.Module, live: bool = False) -> Iterator[Captured]:
             if value is None:
                 hidden = kwargs.get("hidden_states")
                 value = hidden if isinstance(hidden, Tensor) else first_tensor(kwargs)
-            others = () if live else (*args, *kwargs.values())
-            arguments = tuple(each.detach().clone() for each in others if isinstance(each, Tensor))
-            given.setdefault(path, []).append((kept(value), arguments))
+            given.setdefault(path, []).append(kept(value))
 
         def leave(module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
-            value, arguments = given[path].pop()
-            found.calls.setdefault(path, []).append(Pass(value, kept(first_tensor(output)), arguments))
+            found.calls.setdefault(path, []).append(Pass(given[path].pop(), kept(first_tensor(output))))
 
         handles += [
             module.register_forward_pre_hook(enter, with_kwargs=True),

@@ -106,4 +106,4 @@ def _has_other_readers(subject: Subject, name: str) -> bool:
 
 
 def _tensors(plain: Captured) -> list[Tensor]:
-    return [tensor for calls in plain.calls.values() for call in calls for tensor in call[:2] if tensor is not None]
+    return [tensor for calls in plain.calls.values() for call in calls for tensor in call if tensor is not None]

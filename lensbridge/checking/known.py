@@ -9,6 +9,12 @@ from __future__ import annotations
 from .outcome import Known
 
 KNOWN: dict[str, Known] = {
+    "moshi": {
+        "generation": {
+            "greedy": "HuggingFace's cache forgets keys beyond a window that its masks do not have: it generates "
+            "otherwise with its cache than without; here as without"
+        }
+    },
     "recurrent_gemma": {
         "padding": {"left, row by row": "HuggingFace's recurrence runs over the padding before a text, mask or no mask"}
     },
