@@ -1,7 +1,8 @@
 """What does the page ``docs/families.md`` say? What `lensbridge.checking` finds on a tiny model of every family.
 
 ``python docs/make_families.py`` checks all families and writes the page, which takes minutes; with names of families it
-checks these and leaves the other rows as they are. The tests make the same checks and compare each row.
+checks these, with ``--new`` those that have no row yet, and leaves the other rows as they are. The tests make the same
+checks and compare each row.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ COLUMNS = {
 }
 #: letter -> why a point does not exist.
 LETTERS = dict(zip([*ascii_lowercase, "aa", "bb", "cc", "dd", "ee"], [*ABSENT.values(), ONE_COPY_EACH], strict=False))
+NOT_SERVED = "not served:"
 #: How many of the causal language models of transformers TransformerLens 4.3.0's TransformerBridge lists.
 BRIDGE = 95
 
@@ -99,7 +101,7 @@ def row(key: str, report: Report) -> str:
 def row_of_refused(key: str) -> str:
     """The line of a family that is not served."""
     reason = refusal(key) if family_class(key) in BY_CLASS else "there is no record of it"
-    return _line(key, [f"refused: {reason}", *[""] * len(COLUMNS)], "")
+    return _line(key, [f"{NOT_SERVED} {reason}", *[""] * len(COLUMNS)], "")
 
 
 def _line(key: str, cells: list[str], last: str) -> str:
@@ -157,7 +159,7 @@ def rows_of(page: str) -> dict[str, str]:
     return {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
 
 
-def main(keys: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Check families, all of them if none is named, and write the page."""
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
@@ -165,7 +167,7 @@ def main(keys: list[str]) -> None:
     for key in FAMILIES:
         if not served(key):
             rows[key] = row_of_refused(key)
-        elif not keys or key in keys or key not in rows:
+        elif not arguments or key in arguments or NOT_SERVED in rows.get(key, NOT_SERVED):
             report = check_model(hooked(tiny_family(key), key), KNOWN.get(key))
             print(key, *(f"\n    {each.group}: {each.check}: {each.detail}" for each in report.failures))
             rows[key] = row(key, report)
