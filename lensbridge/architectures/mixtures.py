@@ -21,8 +21,6 @@ MELLUM = Architecture(model_type="mellum", hf_class="MellumForCausalLM")
 SOLAR_OPEN = Architecture(model_type="solar_open", hf_class="SolarOpenForCausalLM")
 ARIA_TEXT = Architecture(model_type="aria_text", hf_class="AriaTextForCausalLM")
 #: A norm over all queries and over all keys.
-MINIMAX_M2 = Architecture(
-    model_type="minimax_m2", hf_class="MiniMaxM2ForCausalLM", block=Block(qk_norm_over="all")
-)
+MINIMAX_M2 = Architecture(model_type="minimax_m2", hf_class="MiniMaxM2ForCausalLM", block=Block(qk_norm_over="all"))
 FLEX_OLMO = replace(OLMO2, model_type="flex_olmo", hf_class="FlexOlmoForCausalLM")
 PHIMOE = Architecture(model_type="phimoe", hf_class="PhimoeForCausalLM", norm="LN")

@@ -100,7 +100,10 @@ def _rotated_norm(
 
 
 def _rotated(subject: Subject, layer: int) -> Iterator[tuple]:
-    """Heads at one position are rotated alike, so that their products stay what they were, up to a factor."""
+    """Heads at one position are rotated alike, so that their products stay what they were, times one factor.
+
+    The factor is read off a run without hooks: where texts are long, scores may be sharpened by position.
+    """
     prefix = f"blocks.{layer}.attn"
     for letter in "qk":
         point = f"{prefix}.hook_rot_{letter}"
@@ -112,10 +115,11 @@ def _rotated(subject: Subject, layer: int) -> Iterator[tuple]:
 
         def before(look: Look, letter: str = letter, point: str = point) -> Tensor:
             clean = look.subject.look()
-            factor = gram(clean[point]).sum() / gram(unrotated(clean, prefix, letter)).sum()
+            sizes = (x.square().sum((0, 2, 3)) for x in (clean[point], unrotated(clean, prefix, letter)))
+            factor = torch.div(*sizes).view(-1, 1, 1)
             return gram(unrotated(look, prefix, letter)) * factor
 
-        yield point, f"{letter} rotated: the same products at each position", before, (), gram
+        yield point, f"{letter} rotated: the same products at each position, times a factor", before, (), gram
 
 
 def gram(x: Tensor) -> Tensor:
@@ -149,7 +153,7 @@ def _heads(subject: Subject, layer: int) -> Iterator[tuple]:
 
     def masked(look: Look) -> Tensor:
         value = products(look, layer) + position_bias(look.subject, layer)
-        return value.masked_fill(look.subject.look()[scores].isneginf(), -torch.inf)
+        return value.masked_fill(look[scores].isneginf(), -torch.inf)
 
     yield scores, "q . k / attn_scale, -inf where masked", masked, rotated
 
@@ -194,14 +198,14 @@ def _output(subject: Subject, layer: int) -> Iterator[tuple]:
         return torch.einsum("bphd,hdm->bphm", given(look), look.weight(f"{prefix}.attn.W_O"))
 
     def together(look: Look) -> Tensor:
-        if unknown and result not in look:
-            # What the heads write is known where it is shown only.
-            return look[out]
         total = (look[result] if result in look else by_head(look)).sum(-2)
         bias = look.weight(f"{prefix}.attn.b_O")
         return total if bias is None else total + bias
 
     if "heads out" not in block.features or f"{prefix}.attn.W_O" not in subject.weight_names:
+        return
+    if unknown and result not in subject.names:
+        # What the heads write is not a function of z alone.
         return
     if not unknown:
         yield result, "z @ W_O, by head" if block.z_norm is None else "norm(z) @ W_O, by head", by_head
@@ -210,9 +214,11 @@ def _output(subject: Subject, layer: int) -> Iterator[tuple]:
     norm = subject.norm_behind(layer, "attn")
     if norm is not None:
         yield from norm_identities(subject, norm, together, "sum(result) + b_O")
-        yield out, f"{norm.rsplit('.', 1)[-1]}'s output{times}", _scaled(lambda look: look.normed(norm), factor)
+        behind = _scaled(lambda look: look.normed(norm), factor)
+        yield out, f"{norm.rpartition('.')[2]}'s output{times}", behind, (result,)
     else:
-        yield out, f"(sum(result) + b_O){times}" if times else "sum(result) + b_O", _scaled(together, factor), (z,)
+        equation = f"(sum(result) + b_O){times}" if times else "sum(result) + b_O"
+        yield out, equation, _scaled(together, factor), (z, result)
 
 
 def _scaled(value: Callable[[Look], Tensor], factor: Any) -> Callable[[Look], Tensor]:

@@ -10,6 +10,17 @@ from .outcome import Findings, Outcome
 from .shapes import shape_problems
 from .subject import TEMPLATES, Look, Subject
 
+#: Points that are looked for among what HuggingFace's modules are given and give back.
+ARE_MODULES = (
+    "blocks.{l}.hook_resid_pre",
+    "blocks.{l}.hook_resid_post",
+    "unembed.hook_out",
+)
+
+
+#: Why hook_attn_in does not exist with grouped queries.
+ONE_COPY_EACH = "several query heads share a key and value; hook_q_input, hook_k_input and hook_v_input are there"
+
 
 def check_points(subject: Subject) -> list[Outcome]:
     """Each kind of point of TransformerLens' table: it fires in every layer that has it, or is absent for a reason."""
@@ -29,7 +40,7 @@ def check_points(subject: Subject) -> list[Outcome]:
             if name in missing:
                 findings.say(point, not missing[name], f"{name} {', '.join(missing[name])}")
             elif subject.has(name):
-                findings.absent(point, "several query heads share a key and value: hook_q_input and the like have it")
+                findings.absent(point, ONE_COPY_EACH)
             else:
                 reason = subject.model.interior.why_absent(name)
                 if reason is None:
@@ -60,7 +71,7 @@ def check_identities(subject: Subject, group: str = "identities") -> list[Outcom
                     compare_identity(findings, identity, look)
                     covered |= {identity.point, *identity.verifies}
     for name in subject.all_names:
-        if name in seen and name not in covered:
+        if name in seen and name not in covered and template(name) not in ARE_MODULES:
             findings.say(template(name), False, f"{name} is in no identity")
     return findings.outcomes()
 

@@ -96,7 +96,7 @@ def _zeroed_head_of_pattern(subject: Subject, findings: Findings, check: str, la
     look, after = subject.look(), subject.look([(pattern, zero)])
     findings.say(check, not after[z][:, :, 1].any(), f"layer {layer}: z of the head is not zero")
     others = [head for head in range(look[z].shape[2]) if head != 1]
-    findings.same(check, after[z][:, :, others], look[z][:, :, others], f"layer {layer}, z of other heads")
+    findings.compare(check, after[z][:, :, others], look[z][:, :, others], f"layer {layer}, z of other heads")
 
 
 def _doubled_scores(subject: Subject, findings: Findings, check: str, layer: int) -> None:

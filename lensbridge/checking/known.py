@@ -40,4 +40,7 @@ KNOWN: dict[str, Known] = {
         "effects": {"patterns are causal and sum to 1": "positions of the prompt attend to all others of it"},
         "padding": {"*, row by row": "HuggingFace's model takes no mask, and attends to padding"},
     },
+    "recurrent_gemma": {
+        "padding": {"left, row by row": "HuggingFace's recurrence runs over the padding before a text, mask or no mask"}
+    },
 }
