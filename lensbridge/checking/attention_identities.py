@@ -210,7 +210,24 @@ def _output(subject: Subject, layer: int) -> Iterator[tuple]:
         yield from norm_identities(subject, norm, together, "sum(result) + b_O")
         yield out, f"{norm.rsplit('.', 1)[-1]}'s output{times}", _scaled(lambda look: look.normed(norm), factor)
     else:
-        yield out, f"(sum(result) + b_O){times}" if times else "sum(result) + b_O", _scaled(together, factor), (z,)
+        equation, value = f"(sum(result) + b_O){times}" if times else "sum(result) + b_O", _scaled(together, factor)
+        if block.attn_also is not None:
+            equation, value = f"{equation} + {block.attn_also}", _with_another(subject, layer, value, factor)
+        yield out, equation, value, (z,)
+
+
+def _with_another(subject: Subject, layer: int, value: Callable[[Look], Tensor], factor: Any) -> Callable:
+    """What another module adds to attention's output: it reads the same norm, and what HuggingFace's makes of it."""
+    norm, module = (
+        subject.hf.get_submodule(subject.architecture.in_layer(layer, role)) for role in ("ln1", "attn_also")
+    )
+    own = subject.factor(layer, "attn_also_factor")
+
+    def total(look: Look) -> Tensor:
+        added = module(norm(look[f"blocks.{layer}.hook_resid_pre"]))
+        return value(look) + added.detach() * next((f for f in (own, factor) if f is not None), 1)
+
+    return total
 
 
 def _scaled(value: Callable[[Look], Tensor], factor: Any) -> Callable[[Look], Tensor]:
