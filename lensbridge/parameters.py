@@ -223,10 +223,17 @@ class Parameters:
         fused = self.architecture.blocks[layer].qkv is not None
         module = self.module(self.architecture.in_layer(layer, "qkv" if fused else letter.lower()))
         bias = bias_of(module)
-        return (
-            self.slice(matrix(module), letter, layer),
-            None if bias is None else self.slice(bias, letter, layer),
-        )
+        weight = self.slice(matrix(module), letter, layer)
+        before, behind = self._factors(layer, letter.lower())
+        weight = weight if before is None else weight * before
+        offset = None if bias is None else self.slice(bias, letter, layer)
+        return (weight, offset) if behind is None else (weight * behind, None if offset is None else offset * behind)
+
+    def _factors(self, layer: int, role: str) -> tuple[Any, Any]:
+        """What stands before and behind the module in a role; None where nothing does."""
+        block, owner = self.architecture.blocks[layer], self.module(self.architecture.layer(layer))
+        before = block.attn_in_factor if role in "qkv" else None
+        return factor_of(owner, before), factor_of(owner, block.factors.get(role))
 
     def slice(self, whole: Tensor, letter: str, layer: int) -> Tensor:
         """The part of "Q", "K" or "V" in the last axis of the projection that holds it, ``[..., head, d_head]``."""
@@ -295,7 +302,7 @@ class Parameters:
             self._made_of(out, f"b_{letter}", module.bias)
 
     def _made_of(self, out: Branch, name: str, stored: Tensor) -> None:
-        out.made[name] = f"{type(self.hf_model).__name__} stores it in pieces, among others"
+        out.made[name] = f"{type(self.hf_model).__name__} stores it in pieces, or without a factor"
         out.sources[name] = stored
 
     def _mlp(self, layer: int) -> Branch:
@@ -319,10 +326,12 @@ class Parameters:
             out.weights["W_in"] = matrix(into)
             if block.gate is not None:
                 self._gate(out, layer)
+                self._scale(out, layer, "gate", ("W_gate", "b_gate"))
         if "b_in" not in out.weights:
             self._bias(out, "b_in", into, out.weights["W_in"].shape[-1:])
         out.weights["W_out"] = matrix(out_of)
         self._bias(out, "b_out", out_of, (cfg.d_model,))
+        self._scale(out, layer, "mlp_out", ("W_out", "b_out"))
         if block.neuron_norm is not None:
             self._norm(out, "neurons", arch.in_layer(layer, "neuron_norm"))
         if block.act is not None:
@@ -336,6 +345,14 @@ class Parameters:
         norm = None if block.ln2 is None else self.module(self.architecture.in_layer(layer, "ln2"))
         if bias_of(gate) is not None or (norm is not None and bias_of(norm) is not None):
             self._bias(out, "b_gate", gate, out.weights["W_gate"].shape[-1:])
+
+    def _scale(self, out: Branch, layer: int, role: str, names: tuple[str, ...]) -> None:
+        """Work the factor behind the module in a role into its weights."""
+        factor = self._factors(layer, role)[1]
+        for name in names if factor is not None else ():
+            if name in out.weights and name not in out.made:
+                out.sources[name], out.weights[name] = out.weights[name], out.weights[name] * factor
+                out.made[name] = f"{type(self.hf_model).__name__} multiplies what it gives by {float(factor):g}"
 
     def _activation(self, out: Branch, module: nn.Module) -> None:
         """Add what an activation function has learned, as scalars, and its constants."""

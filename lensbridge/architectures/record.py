@@ -94,9 +94,15 @@ class Block:
     #: A module that is called before them and whose output is added to theirs.
     attn_also: str | None = None
     mlp_also: str | None = None
-    #: An attribute that holds a factor between that output and what is added.
+    #: An attribute that holds a factor between that output and what is added; and one for the module called before, if
+    #: that has another.
     attn_factor: str | None = None
     mlp_factor: str | None = None
+    attn_also_factor: str | None = None
+    #: Attributes that hold a factor between ``ln1`` and attention, and between what a role's module returns and what
+    #: its point is (``k``, ``gate``, ``mlp_out``).
+    attn_in_factor: str | None = None
+    factors: Mapping[str, str] = field(default_factory=dict)
     #: Whether batch and position are one axis from the norm before the MLP to the MLP's output.
     flat_mlp: bool = False
     #: Whether batch and head are one axis in scores and pattern.

@@ -122,13 +122,13 @@ class QKVSite(Site):
     """
 
     def __init__(
-        self, layer: int, path: str, inputs: AttentionInputSite, letters: str = "qkv", clips: bool = False
+        self, layer: int, place: Place, inputs: AttentionInputSite, letters: str = "qkv", clips: bool = False
     ) -> None:
         self.layer = layer
         self.clips = clips
         self.letters = letters
         self.names = tuple(f"blocks.{layer}.attn.hook_{letter}" for letter in letters)
-        self.place = Place(path, "output")
+        self.place = place
         self.after_edits_of = inputs.names
 
     def visit(self, run: Run) -> None:

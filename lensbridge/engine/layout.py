@@ -110,6 +110,11 @@ class _BlockLayout:
         """A role of the MLP."""
         return Place(self.path(role), side, self.block.flat_mlp)
 
+    def scaled(self, role: str) -> Place:
+        """What a role's module returns, with the factor behind it if there is one."""
+        flat = self.block.flat_mlp and role == "gate"
+        return _scaled(Place(self.path(role), "output", flat), self.root, self.block.factors.get(role))
+
     def norm_sites(self, role: str, name: str) -> list[Site]:
         """The norm in a role, if there is one, under TransformerLens' name."""
         return [NormSite(f"{self.prefix}.{name}", self.norms[self.path(role)])] if self.there(role) else []
@@ -139,13 +144,14 @@ class _BlockLayout:
         factor, also = (getattr(self.block, f"{part}_{what}") for what in ("factor", "also"))
         bias = self.block.o_bias if part == "attn" else None
 
-        def place(path: str) -> Place:
+        def place(path: str, factor: str | None) -> Place:
             there = Place(self.architecture.below(self.layer, path), "output", flat)
             return _scaled(there, self.root, factor, bias)
 
         if also is None:
-            return [BranchSite(name, place(path), after_edits_of)]
-        return [PartSite(name, place(also)), SumSite(name, place(path), after_edits_of)]
+            return [BranchSite(name, place(path, factor), after_edits_of)]
+        own = self.block.attn_also_factor if part == "attn" else None
+        return [PartSite(name, place(also, own or factor)), SumSite(name, place(path, factor), after_edits_of)]
 
     def middle(self) -> list[Site]:
         """The stream between attention and MLP."""
@@ -178,6 +184,7 @@ class _BlockLayout:
             sites: list[Site] = self.norm_sites("ln1", "ln1") if before else []
         else:
             norm = self.norms[self.path("ln1")] if before else None
+<<<<<<< HEAD
             fused = block.qkv is not None
             roles = ["qkv"] if fused else [role for role in ("q", "k", "v") if self.there(role)]
             # Where there are several streams, what the norm reads is none of them.
@@ -185,6 +192,15 @@ class _BlockLayout:
             start = Place(norm.path, "input") if several and norm is not None else self.start
             inputs = AttentionInputSite(self.layer, start, norm, "".join(roles), block.ln1 == block.ln2)
             sites = [inputs, *(QKVSite(self.layer, self.path(role), inputs, role, block.clips) for role in roles)]
+=======
+            start = Place(self.root, "input")
+            inputs = AttentionInputSite(self.layer, start, norm, block.ln1 == block.ln2 or self.there("attn_also"))
+            fused = block.qkv is not None
+            roles = ["qkv"] if fused else [role for role in ("q", "k", "v") if self.there(role)]
+            places = [self.scaled(role) for role in roles]
+            projections = zip(places, roles, strict=True)
+            sites = [inputs, *(QKVSite(self.layer, place, inputs, role, block.clips) for place, role in projections)]
+>>>>>>> rec-llama
         if block.attn is None:
             return sites
         sites += [site for letter in "qk" for site in self.head_norm(letter)]
@@ -273,7 +289,7 @@ class _BlockLayout:
         if block.gate_up:
             sites = [GateUpSite((pre, linear), self.place("mlp_in", "output"))]
         elif block.gate is not None:
-            sites = [PlainSite(pre, self.place("gate", "output")), PlainSite(linear, self.place("mlp_in", "output"))]
+            sites = [PlainSite(pre, self.scaled("gate")), PlainSite(linear, self.place("mlp_in", "output"))]
         else:
             sites = [PlainSite(pre, self.place("mlp_in", "output"))]
         if block.neuron_norm is not None:
