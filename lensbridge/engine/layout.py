@@ -184,23 +184,16 @@ class _BlockLayout:
             sites: list[Site] = self.norm_sites("ln1", "ln1") if before else []
         else:
             norm = self.norms[self.path("ln1")] if before else None
-<<<<<<< HEAD
             fused = block.qkv is not None
             roles = ["qkv"] if fused else [role for role in ("q", "k", "v") if self.there(role)]
             # Where there are several streams, what the norm reads is none of them.
             several = self.architecture.why_refused(f"{self.prefix}.hook_resid_pre") is not None
             start = Place(norm.path, "input") if several and norm is not None else self.start
-            inputs = AttentionInputSite(self.layer, start, norm, "".join(roles), block.ln1 == block.ln2)
-            sites = [inputs, *(QKVSite(self.layer, self.path(role), inputs, role, block.clips) for role in roles)]
-=======
-            start = Place(self.root, "input")
-            inputs = AttentionInputSite(self.layer, start, norm, block.ln1 == block.ln2 or self.there("attn_also"))
-            fused = block.qkv is not None
-            roles = ["qkv"] if fused else [role for role in ("q", "k", "v") if self.there(role)]
+            shared = block.ln1 == block.ln2 or self.there("attn_also")
+            inputs = AttentionInputSite(self.layer, start, norm, "".join(roles), shared)
             places = [self.scaled(role) for role in roles]
             projections = zip(places, roles, strict=True)
             sites = [inputs, *(QKVSite(self.layer, place, inputs, role, block.clips) for place, role in projections)]
->>>>>>> rec-llama
         if block.attn is None:
             return sites
         sites += [site for letter in "qk" for site in self.head_norm(letter)]
