@@ -251,8 +251,11 @@ class Architecture:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     #: HF config attribute -> why a model that sets it is refused.
     refused: Mapping[str, str] = field(default_factory=dict)
-    #: What each layer of one model is made of (`for_model`).
+    #: The module of layers that a text by itself does not pass, so that they are not counted.
+    unused_with: str | None = None
+    #: What each layer of one model is made of (`for_model`), and its number in the HF model.
     blocks: tuple[Block, ...] = ()
+    numbers: tuple[int, ...] = ()
 
     def for_config(self, hf_config: Any) -> Architecture:
         """The record with the variants that ``hf_config`` selects.
@@ -282,9 +285,11 @@ class Architecture:
             UnsupportedModelError: see `for_config`.
         """
         chosen = self.for_config(hf_model.config)
-        text_config, layers = hf_model.config.get_text_config(decoder=True), hf_model.get_submodule(self.layers)
-        of_layer = (replace(chosen.block_of(layer), **chosen._listed(text_config, i)) for i, layer in enumerate(layers))
-        return replace(chosen, blocks=tuple(of_layer))
+        hf_config, layers = hf_model.config.get_text_config(decoder=True), hf_model.get_submodule(self.layers)
+        unused = self.unused_with
+        numbers = tuple(i for i, layer in enumerate(layers) if unused is None or not hasattr(layer, unused))
+        blocks = (replace(chosen.block_of(layers[i]), **chosen._listed(hf_config, i)) for i in numbers)
+        return replace(chosen, blocks=tuple(blocks), numbers=numbers)
 
     def _listed(self, hf_config: Any, layer: int) -> dict[str, Any]:
         """What the config's lists change in a layer."""
@@ -324,11 +329,15 @@ class Architecture:
 
     def layer(self, index: int) -> str:
         """The path of one layer."""
-        return f"{self.layers}.{index}"
+        return f"{self.layers}.{self.number(index)}"
+
+    def number(self, index: int) -> int:
+        """The number of a layer in the HF model."""
+        return self.numbers[index] if self.numbers else index
 
     def below(self, index: int, path: str) -> str:
         """The path of what is at ``path`` below a layer."""
-        return f"{self.layers}.{index}.{path}" if path else f"{self.layers}.{index}"
+        return f"{self.layer(index)}.{path}" if path else self.layer(index)
 
     def in_layer(self, index: int, role: str) -> str:
         """The path of a role of `Block` in one layer.
