@@ -119,7 +119,7 @@ def load(wish: Wish) -> Loaded:
         hf_model.cfg.tokenizer_name = hf_model.cfg.tokenizer_name or location
         return Loaded(hf_model, None, _own_config(hf_model, wish))
     architecture = architecture_of(hf_model)
-    if wish.first_n_layers is not None and wish.first_n_layers != hf_model.config.num_hidden_layers:
+    if wish.first_n_layers is not None and wish.first_n_layers != len(architecture.blocks):
         hf_model = truncated(hf_model, architecture, wish.first_n_layers)
         architecture = architecture_of(hf_model)
     cfg = read_config(hf_model, architecture, wish, location)
@@ -285,19 +285,20 @@ def truncated(hf_model: Any, architecture: Architecture, n_layers: int) -> Any:
     Raises:
         ValueError: if ``n_layers`` is not between 0 and the number of layers.
     """
-    available = len(hf_model.get_submodule(architecture.layers))
+    available = len(architecture.blocks)
     if not 0 <= n_layers <= available:
         raise ValueError(f"first_n_layers must be between 0 and {available}, not {n_layers}")
     root = _shallow(hf_model)
     root.config = copy.deepcopy(hf_model.config)
-    root.config.num_hidden_layers = n_layers
+    text_config = root.config.get_text_config(decoder=True)
+    count = text_config.num_hidden_layers = architecture.number(n_layers - 1) + 1 if n_layers else 0
     parent, parts = root, architecture.layers.split(".")
     for part in parts[:-1]:
         child = _shallow(getattr(parent, part))
-        child.config = root.config
+        child.config = text_config if type(child.config) is type(text_config) else root.config
         parent._modules[part] = child
         parent = child
-    parent._modules[parts[-1]] = nn.ModuleList(list(hf_model.get_submodule(architecture.layers))[:n_layers])
+    parent._modules[parts[-1]] = nn.ModuleList(list(hf_model.get_submodule(architecture.layers))[:count])
     return root
 
 

@@ -9,6 +9,7 @@
 - Moshi (Défossez et al. 2024): gate and up in one projection; what it hears and says is left out
 - HunYuan (2025): a norm of each head's queries and keys when they are rotated
 - BitNet (Wang et al. 2023): a norm of what the output projection of attention is given, and of what the MLP's is
+- Llama 3.2 with eyes (2024): layers that attend to an image, which a text does not pass, are not counted
 - GOT-OCR 2 (Wei et al. 2024), MOSS-Transcribe-Diarize: a Qwen below a model that also sees or hears
 """
 
@@ -63,5 +64,6 @@ BITNET = Architecture(
     hf_class="BitNetForCausalLM",
     block=Block(z_from_call=True, z_norm="self_attn.attn_sub_norm", neuron_norm="mlp.ffn_sub_norm"),
 )
+MLLAMA = Architecture(model_type="mllama", hf_class="MllamaForCausalLM", unused_with="cross_attn")
 GOT_OCR2 = QWEN2.within("got_ocr2", "GotOcr2ForConditionalGeneration")
 MOSS_TRANSCRIBE_DIARIZE = QWEN3.within("moss_transcribe_diarize", "MossTranscribeDiarizeForConditionalGeneration")

@@ -304,8 +304,11 @@ class Architecture:
     #: What layers read besides the residual stream and positions, in words: a run that begins at a layer takes the
     #: tokens, too.
     rereads: str | None = None
-    #: What each layer of one model is made of (`for_model`).
+    #: The module of layers that a text by itself does not pass, so that they are not counted.
+    unused_with: str | None = None
+    #: What each layer of one model is made of (`for_model`), and its number in the HF model.
     blocks: tuple[Block, ...] = ()
+    numbers: tuple[int, ...] = ()
 
     def for_config(self, hf_config: Any) -> Architecture:
         """The record with the variants that ``hf_config`` selects.
@@ -336,11 +339,12 @@ class Architecture:
             UnsupportedModelError: see `for_config`.
         """
         chosen = self.for_config(hf_model.config)
-        text_config, layers = hf_model.config.get_text_config(decoder=True), hf_model.get_submodule(self.layers)
-        of_layer = (replace(chosen.block_of(layer), **chosen._listed(text_config, i)) for i, layer in enumerate(layers))
-        there = {path for path, _ in hf_model.named_modules()}
+        hf_config, layers = hf_model.config.get_text_config(decoder=True), hf_model.get_submodule(self.layers)
+        unused, there = self.unused_with, {path for path, _ in hf_model.named_modules()}
+        numbers = tuple(i for i, layer in enumerate(layers) if unused is None or not hasattr(layer, unused))
+        blocks = (replace(chosen.block_of(layers[i]), **chosen._listed(hf_config, i)) for i in numbers)
         absent: dict[str, Any] = {role: None for role in self.optional if getattr(chosen, role) not in there}
-        return replace(chosen, blocks=tuple(of_layer), **absent)
+        return replace(chosen, blocks=tuple(blocks), numbers=numbers, **absent)
 
     def _listed(self, hf_config: Any, layer: int) -> dict[str, Any]:
         """What the config's lists change in a layer."""
@@ -390,7 +394,11 @@ class Architecture:
 
     def layer(self, index: int) -> str:
         """The path of one layer."""
-        return f"{self.layers}.{index}"
+        return f"{self.layers}.{self.number(index)}"
+
+    def number(self, index: int) -> int:
+        """The number of a layer in the HF model."""
+        return self.numbers[index] if self.numbers else index
 
     def entrance(self, index: int) -> tuple[str, Literal["input", "output"]]:
         """The path of a module whose input or output is the residual stream before a layer, or behind the last one."""
@@ -409,7 +417,7 @@ class Architecture:
 
     def below(self, index: int, path: str) -> str:
         """The path of what is at ``path`` below a layer."""
-        return f"{self.layers}.{index}.{path}" if path else f"{self.layers}.{index}"
+        return f"{self.layer(index)}.{path}" if path else self.layer(index)
 
     def in_layer(self, index: int, role: str) -> str:
         """The path of a role of `Block` in one layer.

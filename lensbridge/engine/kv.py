@@ -77,7 +77,8 @@ def hf_cache(entries: dict[int, Any], basis: Basis, biases: ValueBiases | None =
     for layer, entry in entries.items():
         if entry.past_keys.shape[1]:
             keys = _to_hf(basis, layer, "k", entry.past_keys, biases)
-            cache.update(keys, _to_hf(basis, layer, "v", entry.past_values, biases), layer)
+            values = _to_hf(basis, layer, "v", entry.past_values, biases)
+            cache.update(keys, values, basis.weights.architecture.number(layer))
     return cache
 
 
@@ -86,6 +87,6 @@ def append_new(entries: dict[int, Any], cache: DynamicCache, basis: Basis, biase
     biases = {} if biases is None else biases
     for layer, entry in entries.items():
         past = entry.past_keys.shape[1]
-        kept: Any = cache.layers[layer]
+        kept: Any = cache.layers[basis.weights.architecture.number(layer)]
         keys = _from_hf(basis, layer, "k", kept.keys[:, :, past:], biases)
         entry.append(keys, _from_hf(basis, layer, "v", kept.values[:, :, past:], biases))

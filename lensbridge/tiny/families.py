@@ -113,6 +113,7 @@ SPECIAL: dict[str, Family] = {
         }
     ),
     "ministral": Family(base={"head_dim": 128, "layer_types": _SLIDING * 16}),
+    "mllama": Family(set={"text_config": {"num_hidden_layers": 3, "cross_attention_layers": [1]}}),
     "musicgen": Family(set={"decoder": {"num_codebooks": 1}}),
     "musicgen_melody": Family(set={"decoder": {"num_codebooks": 1}}),
     "nemotron": Family(base={"head_dim": 192, "num_key_value_heads": 8}),
