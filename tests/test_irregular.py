@@ -178,7 +178,7 @@ IDENTITIES: dict[str, Identity] = {
     "hook_resid_pre": entering,
     "hook_resid_mid": middle,
     "hook_resid_post": passed_on,
-    "hook_attn_out": middle,
+    **dict.fromkeys(("hook_attn_out", "attn.hook_result"), middle),
     "hook_mlp_out": end,
     **dict.fromkeys(("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input"), entering),
     "hook_mlp_in": middle,

@@ -153,7 +153,9 @@ def _heads(subject: Subject, layer: int) -> Iterator[tuple]:
 
     def masked(look: Look) -> Tensor:
         value = products(look, layer) + position_bias(look.subject, layer)
-        return value.masked_fill(look[scores].isneginf(), -torch.inf)
+        # Where keys are chosen, the choice changes with what is edited.
+        masks = look if subject.chooses_keys else subject.look()
+        return value.masked_fill(masks[scores].isneginf(), -torch.inf)
 
     yield scores, "q . k / attn_scale, -inf where masked", masked, rotated
 
