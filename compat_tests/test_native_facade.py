@@ -288,7 +288,7 @@ def test_key_value_cache(name: str, tokens: torch.Tensor, mask: torch.Tensor) ->
         {"stop_at_layer": 1},
         {"return_type": "logits", "return_cache_object": False},
     ],
-    ids=str,
+    ids=["all", "filter", "names", "last position", "stopped", "dict"],
 )
 def test_run_with_cache(pair: Pair, tokens: torch.Tensor, options: dict[str, Any]) -> None:
     (output, mine), (expected, theirs) = (model.run_with_cache(tokens, **options) for model in pair)

@@ -97,7 +97,7 @@ class Basis:
         if not self.processing.moves_value_bias:
             return None
         weight, bias = self.weights.parameters.projection(layer, "V")
-        if not self.processing.fold_ln:
+        if not self.processing.fold_ln or not self.weights.architecture.blocks[layer].folds_ln1:
             return bias
         norm_bias = bias_of(self.weights.module(self.weights.architecture.in_layer(layer, "ln1")))
         if norm_bias is None:

@@ -29,11 +29,10 @@ def components_of(interior: Interior) -> dict[str, nn.Module | None]:
     parts: dict[str, nn.Module | None] = {"embed": Embed(interior, "embed"), "hook_embed": HookPoint()}
     if architecture.pos_embed is not None:
         parts |= {"pos_embed": PosEmbed(interior, "pos_embed"), "hook_pos_embed": HookPoint()}
-    return parts | {
-        "blocks": nn.ModuleList(TransformerBlock(interior, layer) for layer in layers),
-        "ln_final": Norm(interior, "ln_final", architecture.ln_final),
-        "unembed": Unembed(interior),
-    }
+    parts["blocks"] = nn.ModuleList(TransformerBlock(interior, layer) for layer in layers)
+    if architecture.ln_final is not None:
+        parts["ln_final"] = Norm(interior, "ln_final", architecture.ln_final)
+    return parts | {"unembed": Unembed(interior)}
 
 
 class Component(nn.Module):
@@ -48,8 +47,9 @@ class Component(nn.Module):
         self.add_points(points)
 
     def add_points(self, names: tuple[str, ...]) -> None:
-        """Give the component hook points; in this order they are listed."""
-        self._modules.update((name, HookPoint()) for name in names)
+        """Give the component those of these hook points that the model has; in this order they are listed."""
+        there = self.interior.own_points
+        self._modules.update((name, HookPoint()) for name in names if f"{self.prefix}.{name}" in there)
 
     @property
     def cfg(self) -> Any:
@@ -150,17 +150,18 @@ class Attention(Component):
         "hook_attn_scores",
         "hook_pattern",
         "hook_result",
+        "hook_rot_k",
+        "hook_rot_q",
     )
 
     def __init__(self, interior: Interior, layer: int) -> None:
-        super().__init__(interior, f"blocks.{layer}.attn", self.point_names)
+        super().__init__(interior, f"blocks.{layer}.attn")
         self.layer_id = layer
         architecture = interior.architecture
-        if architecture.block.rotary:
-            self.add_points(("hook_rot_k", "hook_rot_q"))
         for role in ("q_norm", "k_norm"):
-            if getattr(architecture.block, role) is not None:
+            if getattr(architecture.blocks[layer], role) is not None:
                 setattr(self, role, Norm(interior, f"{self.prefix}.{role}", architecture.in_layer(layer, role)))
+        self.add_points(self.point_names)
 
     @property
     def OV(self) -> FactoredMatrix:
@@ -204,13 +205,24 @@ class MLP(Component):
     weight_names = ("W_gate", "W_in", "b_in", "W_out", "b_out")
 
     def __init__(self, interior: Interior, layer: int) -> None:
-        linear = ("hook_pre_linear",) if "gate" in interior.architecture.features else ()
-        super().__init__(interior, f"blocks.{layer}.mlp", ("hook_pre", *linear, "hook_post"))
+        super().__init__(interior, f"blocks.{layer}.mlp")
         self.layer_id = layer
+        if interior.architecture.blocks[layer].expert_neurons is not None:
+            experts = (Expert(interior, layer, expert) for expert in range(self.cfg.num_experts))
+            self.experts = nn.ModuleList(experts)
+        self.add_points(("hook_pre", "hook_pre_linear", "hook_post", "hook_expert_weights", "hook_expert_indices"))
 
     def forward(self, x: Resid) -> Resid:
         """The MLP's output, ``[batch, pos, d_model]``."""
         return run_mlp(self.interior.engine, self.layer_id, x, self.listeners())
+
+
+class Expert(Component):
+    """One expert of a layer."""
+
+    def __init__(self, interior: Interior, layer: int, expert: int) -> None:
+        points = ("hook_gate", "hook_pre", "hook_post")
+        super().__init__(interior, f"blocks.{layer}.mlp.experts.{expert}", points)
 
 
 class TransformerBlock(Component):
@@ -220,15 +232,21 @@ class TransformerBlock(Component):
         super().__init__(interior, f"blocks.{layer}")
         self.layer_id = layer
         arch = interior.architecture
-        for role, name in (("ln1", "ln1"), ("ln2", "ln2"), *arch.post_norms):
-            if getattr(arch.block, role) is not None:
+        block = arch.blocks[layer]
+        for role, name in (("ln1", "ln1"), ("ln2", "ln2"), *block.post_norms):
+            if getattr(block, role) is not None:
                 setattr(self, name, Norm(interior, f"{self.prefix}.{name}", arch.in_layer(layer, role)))
-        self.attn = Attention(interior, layer)
-        self.mlp = MLP(interior, layer)
-        inputs = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in")
-        middle = () if arch.block.parallel else ("hook_resid_mid",)
-        stream = ("hook_attn_out", "hook_mlp_out", "hook_resid_pre", *middle, "hook_resid_post")
-        self.add_points((*inputs, *stream))
+        if block.attn is not None:
+            self.attn = Attention(interior, layer)
+        if block.mlp is not None:
+            self.mlp = MLP(interior, layer)
+        self.add_points(
+            (
+                *("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in"),
+                *("hook_attn_out", "hook_mlp_out"),
+                *("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_normalized_resid_post"),
+            )
+        )
 
     def forward(self, resid_pre: Resid, attention_mask: Int[Tensor, "batch pos"] | None = None) -> Resid:
         """resid_post for resid_pre."""
@@ -245,8 +263,9 @@ class Unembed(Component):
 
     def forward(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
         interior = self.interior
-        norm = interior.engine.norms[interior.architecture.ln_final]
-        hidden = interior.basis.norm_output_as_hf(self.hook_in(residual), norm)
+        hidden, final = self.hook_in(residual), interior.architecture.ln_final
+        if final is not None:
+            hidden = interior.basis.norm_output_as_hf(hidden, interior.engine.norms[final])
         head = interior.module(interior.architecture.unembed)
         logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
         return self.hook_out(interior.basis.logits(logits))

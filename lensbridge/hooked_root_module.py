@@ -383,8 +383,13 @@ class HookedRootModule(HookIntrospectionMixin, nn.Module):
     def _module_named(self, name: str) -> nn.Module:
         module = self.mod_dict.get(name)
         if module is None:
-            raise UnknownPointError(f"{type(self).__name__} has no hook point {name!r}.{self._closest(name)}")
+            reason = self._why_absent(name)
+            raise UnknownPointError(f"{type(self).__name__} has no hook point {name!r}{reason}.{self._closest(name)}")
         return module
+
+    def _why_absent(self, name: str) -> str:
+        """What to add to the message about a point that is not there."""
+        return ""
 
     def _closest(self, name: str) -> str:
         return near_misses(name, self.hook_dict)

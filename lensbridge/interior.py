@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +22,7 @@ from .config import HookedTransformerConfig
 from .engine import Engine
 from .errors import ReadOnlyWeightError, UnsupportedModelError
 from .hook_points import HookPoint
-from .points import added_names, names
+from .points import added_names, names, why_absent
 from .processing import Processing
 from .weights import WeightViews
 
@@ -53,9 +54,20 @@ class Interior:
 
     # --- hook points --------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def own_points(self) -> frozenset[str]:
+        """The names of all hook points."""
+        return frozenset(self.points())
+
     def points(self) -> tuple[str, ...]:
         """The names of TransformerLens' hook points, in the order in which they fire there."""
-        return tuple(names(self.cfg.n_layers, self.architecture.features))
+        layers = [block.features for block in self.architecture.blocks]
+        return tuple(names(layers, self.architecture.features, self.cfg.num_experts or 0))
+
+    def why_absent(self, name: str) -> str | None:
+        """Why there is no hook point ``name``, where other models have one; None if none has."""
+        layers = [block.features for block in self.architecture.blocks]
+        return why_absent(name, layers, self.architecture.features)
 
     def served(self, known: Collection[str]) -> set[str]:
         """The hook points that the engine shows values to; ``known`` are those that the model has."""
@@ -73,17 +85,19 @@ class Interior:
     def _allowed(self, chosen: Processing) -> Processing:
         architecture, cfg = self.architecture, self.cfg
         if chosen.refactor_factored_attn_matrices:
-            if architecture.block.rotary:
+            if architecture.any_layer("rotary"):
                 raise AssertionError("queries and keys cannot be refactored where they are rotated before they meet")
             if cfg.n_key_value_heads is not None:
                 raise ValueError("attention cannot be refactored where several query heads share a key and value")
         left_out: dict[str, str | None] = {}
-        if architecture.norm != "LN":
+        if architecture.norm != "LN" or architecture.any_layer("norms behind"):
             left_out["center_writing_weights"] = None
-        if architecture.block.ln1 is None:
-            left_out["fold_ln"] = "its norms stand behind attention and MLP, where nothing linear reads them"
-        if cfg.output_logits_soft_cap > 0:
+        if not any(block.folds_ln1 or block.folds_ln2 for block in architecture.blocks):
+            left_out["fold_ln"] = "nothing linear reads its norms, which stand behind attention and MLP"
+        if architecture.after_unembed == "cap":
             left_out["center_unembed"] = "its logits are capped, which centring would change"
+        if not all(block.moves_value_bias for block in architecture.blocks if block.attn is not None):
+            left_out["fold_value_biases"] = "what a bias of its values adds to attention's output is no constant"
         for option, why in left_out.items():
             if why is not None and getattr(chosen, option):
                 logging.warning("%s is left out for this model: %s", option, why)

@@ -23,8 +23,8 @@ from . import model_names
 from .architectures import BY_CLASS, Architecture, architecture_of
 from .config import HookedTransformerConfig
 from .errors import ModelNotFoundError, UnknownArgumentError, UnsupportedModelError, near_misses
+from .hf_config import described
 from .native import NativeConfig, NativeForCausalLM
-from .parameters import matrix
 from .utilities.devices import get_device
 from .utilities.multi_gpu import resolve_device_map
 
@@ -112,6 +112,7 @@ def load(wish: Wish) -> Loaded:
     architecture = architecture_of(hf_model)
     if wish.first_n_layers is not None and wish.first_n_layers != hf_model.config.num_hidden_layers:
         hf_model = truncated(hf_model, architecture, wish.first_n_layers)
+        architecture = architecture_of(hf_model)
     cfg = read_config(hf_model, architecture, wish, location)
     for name, value in checkpoint.items():
         setattr(cfg, name, value)
@@ -291,82 +292,27 @@ def _shallow(module: nn.Module) -> Any:
 
 
 def read_config(hf_model: Any, architecture: Architecture, wish: Wish, location: str) -> HookedTransformerConfig:
-    """A HookedTransformerConfig that describes a loaded HF model."""
-    hf = hf_model.config
-    heads, d_model = hf.num_attention_heads, hf.hidden_size
-    d_mlp = 4 * d_model
-    if hf.num_hidden_layers:
-        d_mlp = matrix(hf_model.get_submodule(architecture.in_layer(0, "mlp_out"))).shape[0]
-    first = next(hf_model.parameters())
-    d_vocab_out = hf_model.get_submodule(architecture.unembed).weight.shape[0]
+    """A HookedTransformerConfig that describes a loaded HF model.
+
+    Raises:
+        ValueError: if ``n_ctx`` is not within the model's learned positions.
+    """
     prepend = wish.default_prepend_bos
     if prepend is None:
         prepend = architecture.hf_class not in model_names.table()["no_bos_by_default"]
-    fields = {field: getattr(hf, attribute) for field, attribute in architecture.config.items()}
-    fields |= _structure(hf, architecture, fields)
-    fields |= dict(architecture.constants)
-    fields |= {
-        "d_model": d_model,
-        "d_head": getattr(hf, "head_dim", None) or d_model // heads,
-        "n_heads": heads,
-        "d_mlp": d_mlp,
-        "n_layers": hf.num_hidden_layers,
-        "n_ctx": hf.max_position_embeddings if wish.n_ctx is None else wish.n_ctx,
-        "d_vocab": hf.vocab_size,
-        "d_vocab_out": d_vocab_out,
-        "normalization_type": architecture.norm,
-        "original_architecture": architecture.hf_class,
-        "model_name": Path(location).name,
-        "tokenizer_name": location,
-        "init_weights": False,
-        "default_prepend_bos": prepend,
-        "dtype": first.dtype,
-        "device": str(first.device),
-        "n_devices": wish.n_devices,
-        "initializer_range": getattr(hf, "initializer_range", 0.02),
-    }
-    fields |= _rotation(hf, fields) if architecture.block.rotary else {}
-    if architecture.pos_embed is not None and not 1 <= fields["n_ctx"] <= hf.max_position_embeddings:
-        raise ValueError(
-            f"n_ctx must be between 1 and {hf.max_position_embeddings}, the model's learned positions, not {wish.n_ctx}"
-        )
-    return HookedTransformerConfig(**fields)
-
-
-def _structure(hf: Any, architecture: Architecture, given: dict[str, Any]) -> dict[str, Any]:
-    """The config fields that say which parts the blocks have."""
-    block, features = architecture.block, architecture.features
-    grouped = getattr(hf, "num_key_value_heads", None)
-    fields = {
-        "gated_mlp": "gate" in features,
-        "parallel_attn_mlp": block.parallel,
-        "positional_embedding_type": "rotary" if block.rotary else "standard",
-        "use_qk_norm": "qk norm" in features and block.qk_norm_over == "head",
-        "use_normalization_before_and_after": "norms around" in features,
-        "post_embedding_ln": architecture.embed_norm is not None,
-        "n_key_value_heads": grouped if grouped not in (None, hf.num_attention_heads) else None,
-    }
-    window, kinds = getattr(hf, "sliding_window", None), getattr(hf, "layer_types", None)
-    if window and getattr(hf, "use_sliding_window", True):
-        local = [kind == "sliding_attention" for kind in kinds] if kinds else [True] * hf.num_hidden_layers
-        if any(local):
-            fields |= {"use_local_attn": True, "window_size": window}
-            fields["attn_types"] = ["local" if each else "global" for each in local]
-    return {name: value for name, value in fields.items() if name not in given}
-
-
-def _rotation(hf: Any, fields: dict[str, Any]) -> dict[str, Any]:
-    """The config fields that say how queries and keys are rotated."""
-    rope = getattr(hf, "rope_parameters", None) or {}
-    # Where kinds of layers differ, TransformerLens' base is that of the layers that see everything.
-    full, local = rope.get("full_attention", rope), rope.get("sliding_attention", {})
-    part = full.get("partial_rotary_factor", getattr(hf, "partial_rotary_factor", None)) or 1.0
-    found = {"rotary_dim": getattr(hf, "rotary_dim", None) or int(part * fields["d_head"])}
-    if "rope_theta" in full:
-        found["rotary_base"] = full["rope_theta"]
-    if local.get("rope_theta", full.get("rope_theta")) != full.get("rope_theta"):
-        found["rotary_base_local"] = local["rope_theta"]
-    return {name: value for name, value in found.items() if name not in fields}
+    fields = described(hf_model, architecture)
+    limit = fields["n_ctx"]
+    if wish.n_ctx is not None:
+        fields["n_ctx"] = wish.n_ctx
+    if architecture.pos_embed is not None and not 1 <= fields["n_ctx"] <= limit:
+        raise ValueError(f"n_ctx must be between 1 and {limit}, the model's learned positions, not {wish.n_ctx}")
+    return HookedTransformerConfig(
+        **fields,
+        model_name=Path(location).name,
+        tokenizer_name=location,
+        default_prepend_bos=prepend,
+        n_devices=wish.n_devices,
+    )
 
 
 def find_tokenizer(

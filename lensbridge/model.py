@@ -382,6 +382,10 @@ class HookedTransformer(
         # Hook points inside a spliced-in module fire when that module calls them.
         return {name: point for name, point in found.items() if name not in self._foreign} | self._spliced
 
+    def _why_absent(self, name: str) -> str:
+        reason = self.interior.why_absent(name)
+        return "" if reason is None else f": {reason}"
+
     def _check_flag(self, name: str) -> None:
         if not self._is_on(name):
             flag = self._flags[name]

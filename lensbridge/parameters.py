@@ -7,6 +7,8 @@ Those are *made* here, and say so, because an edit of them could not reach the m
 
 from __future__ import annotations
 
+from functools import cached_property
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +27,30 @@ class Branch(NamedTuple):
     weights: dict[str, Tensor]
     made: dict[str, str]
     sources: dict[str, Tensor]
+
+
+class Heads(NamedTuple):
+    """How many heads a layer's queries have, and its keys and values; and their sizes."""
+
+    queries: int
+    key_values: int
+    size: int
+    value_size: int
+
+    def of(self, letter: str) -> int:
+        """The number of heads of "Q", "K" or "V"."""
+        return self.queries if letter == "Q" else self.key_values
+
+
+def is_centred(norm: nn.Module, architecture: Architecture) -> bool:
+    """Whether a norm takes the mean out of its input: torch's own does, another as the record says."""
+    return isinstance(norm, nn.LayerNorm) or architecture.norm == "LN"
+
+
+def factor_of(module: nn.Module, path: str | None) -> Any:
+    """The factor in the attribute at ``path`` below a module; None if there is no path, or it is 1."""
+    factor = None if path is None else attrgetter(path)(module)
+    return None if isinstance(factor, (int, float)) and factor == 1 else factor
 
 
 def matrix(module: nn.Module) -> Tensor:
@@ -46,6 +72,7 @@ class Parameters:
         self.hf_model = hf_model
         self.architecture = architecture
         self.cfg = cfg
+        self._heads: dict[int, Heads] = {}
 
     def module(self, path: str) -> Any:
         """A module of the HF model by its path."""
@@ -63,9 +90,23 @@ class Parameters:
     def gain(self, path: str) -> Tensor:
         """What the norm at ``path`` multiplies with, ``[d_model]``."""
         norm, offset = self.module(path), self.architecture.gain_offset
-        if getattr(norm, "weight", None) is None:
-            return torch.ones(self.cfg.d_model, dtype=self.cfg.dtype, device=next(self.hf_model.parameters()).device)
-        return norm.weight + offset if offset else norm.weight
+        weight = getattr(norm, "weight", None)
+        if weight is None and hasattr(norm, "norms"):
+            # One norm for each head.
+            weight = torch.stack([each.weight for each in norm.norms])
+        if weight is None:
+            size = self.cfg.d_head if path in self._head_norms else self.cfg.d_model
+            return torch.ones(size, dtype=self.cfg.dtype, device=next(self.hf_model.parameters()).device)
+        return weight + offset if offset else weight
+
+    @cached_property
+    def _head_norms(self) -> frozenset[str]:
+        """The paths of the norms over single heads."""
+        arch, found = self.architecture, set()
+        for layer, block in enumerate(arch.blocks):
+            if block.qk_norm_over == "head":
+                found |= {arch.below(layer, path) for path in (block.q_norm, block.k_norm) if path is not None}
+        return frozenset(found)
 
     def _norm(self, out: Branch, name: str, path: str) -> None:
         """Add the norm at ``path`` under ``name``."""
@@ -74,11 +115,11 @@ class Parameters:
         if gain is not getattr(norm, "weight", None):
             stored = getattr(norm, "weight", None)
             if stored is None:
-                out.made[f"{name}.w"] = f"{type(norm).__name__} has no gain"
+                out.made[f"{name}.w"] = f"{type(norm).__name__} has no such parameter"
             else:
                 out.made[f"{name}.w"] = f"{type(norm).__name__} stores it less {self.architecture.gain_offset:g}"
                 out.sources[f"{name}.w"] = stored
-        if self.architecture.norm == "LN":
+        if is_centred(norm, self.architecture):
             self._bias(out, f"{name}.b", norm, gain.shape)
 
     def _bias(self, out: Branch, name: str, module: nn.Module, shape: Any) -> None:
@@ -97,10 +138,10 @@ class Parameters:
     def _embed(self) -> Branch:
         arch, out = self.architecture, Branch({}, {}, {})
         embed = self.module(arch.embed)
-        scale = getattr(embed, arch.embed_scale) if arch.embed_scale else None
+        scale = getattr(embed, arch.embed_scale) if arch.embed_scale else factor_of(self.hf_model, arch.embed_factor)
         out.weights["W_E"] = embed.weight if scale is None else embed.weight * scale
         if scale is not None:
-            out.made["W_E"] = f"{type(embed).__name__} multiplies its weight by {float(scale):g}"
+            out.made["W_E"] = f"{type(self.hf_model).__name__} multiplies its embedding by {float(scale):g}"
             out.sources["W_E"] = embed.weight
         if arch.embed_norm is not None:
             self._norm(out, "ln", arch.embed_norm)
@@ -114,77 +155,120 @@ class Parameters:
         """Whether several query heads share a key-value head."""
         return self.cfg.n_key_value_heads is not None
 
-    def n_heads(self, letter: str) -> int:
-        """How many heads the "Q", "K" or "V" projection has."""
-        return self.cfg.n_heads if letter == "Q" else self.cfg.n_key_value_heads or self.cfg.n_heads
+    def heads(self, layer: int) -> Heads:
+        """How many heads a layer has, and of which size: as its projections are."""
+        if layer not in self._heads:
+            self._heads[layer] = self._measured_heads(layer)
+        return self._heads[layer]
+
+    def _measured_heads(self, layer: int) -> Heads:
+        block, cfg = self.architecture.blocks[layer], self.cfg
+        size = getattr(self.module(self.architecture.in_layer(layer, "attn")), "head_dim", None) or cfg.d_head
+        queries, key_values = cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads
+        if block.q is not None and block.qkv is None:
+            queries = self._width(layer, "q") // size // (2 if block.q_gate else 1)
+        if block.k is not None and block.qkv is None:
+            key_values = self._width(layer, "k") // size
+        value_size = size if block.o is None else matrix(self.module(self.architecture.in_layer(layer, "o"))).shape[0]
+        return Heads(queries, key_values, size, size if block.o is None else value_size // queries)
+
+    def _width(self, layer: int, role: str) -> int:
+        return matrix(self.module(self.architecture.in_layer(layer, role))).shape[-1]
 
     def projection(self, layer: int, letter: str) -> tuple[Tensor, Tensor | None]:
-        """(``[d_model, head, d_head]``, ``[head, d_head]`` or None) of a "Q", "K" or "V" projection, as views."""
-        block, d_head = self.architecture.block, self.cfg.d_head
-        if block.qkv is None:
-            module = self.module(self.architecture.in_layer(layer, letter.lower()))
-            bias = bias_of(module)
-            shape = (self.n_heads(letter), d_head)
-            return matrix(module).unflatten(-1, shape), None if bias is None else bias.unflatten(0, shape)
-        module = self.module(self.architecture.in_layer(layer, "qkv"))
+        """(``[d_model, head, d_head]``, ``[head, d_head]`` or None) of a "Q", "K" or "V" projection, as views.
+
+        Where queries lie in groups with their keys and values, they are copies.
+        """
+        fused = self.architecture.blocks[layer].qkv is not None
+        module = self.module(self.architecture.in_layer(layer, "qkv" if fused else letter.lower()))
         bias = bias_of(module)
-        return self.slice(matrix(module), letter), None if bias is None else self.slice(bias, letter)
+        return (
+            self.slice(matrix(module), letter, layer),
+            None if bias is None else self.slice(bias, letter, layer),
+        )
 
-    def slice(self, fused: Tensor, letter: str) -> Tensor:
-        """The part of "Q", "K" or "V" in a fused projection's last axis, as ``[..., head, d_head]``."""
-        d_head = self.cfg.d_head
-        if self.architecture.block.qkv_layout == "heads":
-            return fused.unflatten(-1, (self.cfg.n_heads, 3, d_head))[..., "QKV".index(letter), :]
-        sizes = [self.n_heads(each) * d_head for each in "QKV"]
-        index = "QKV".index(letter)
-        return fused.narrow(-1, sum(sizes[:index]), sizes[index]).unflatten(-1, (self.n_heads(letter), d_head))
+    def slice(self, whole: Tensor, letter: str, layer: int) -> Tensor:
+        """The part of "Q", "K" or "V" in the last axis of the projection that holds it, ``[..., head, d_head]``."""
+        block, heads = self.architecture.blocks[layer], self.heads(layer)
+        if block.qkv is None:
+            part = whole.unflatten(-1, (heads.of(letter), -1))
+            return part[..., : heads.size] if letter == "Q" and block.q_gate else part
+        blocks = block.qkv_layout.count(heads.key_values)
+        shares = {each.upper(): heads.of(each.upper()) // blocks for each in block.qkv_layout.order}
+        before = list(shares)[: list(shares).index(letter)]
+        start = sum(shares[each] for each in before) * heads.size
+        part = whole.unflatten(-1, (blocks, -1)).narrow(-1, start, shares[letter] * heads.size)
+        return part.unflatten(-1, (shares[letter], heads.size)).flatten(-3, -2)
 
-    def join(self, parts: list[Tensor]) -> Tensor:
-        """The fused projection's output of which `slice` makes these parts."""
-        if self.architecture.block.qkv_layout == "heads":
-            return torch.stack(parts, dim=-2).flatten(-3)
-        return torch.cat([part.flatten(-2) for part in parts], dim=-1)
+    def join(self, parts: list[Tensor], layer: int) -> Tensor:
+        """The fused projection's output of which `slice` makes these parts of "Q", "K" and "V"."""
+        layout, heads = self.architecture.blocks[layer].qkv_layout, self.heads(layer)
+        blocks, by_letter = layout.count(heads.key_values), dict(zip("qkv", parts, strict=True))
+        split = [by_letter[letter].unflatten(-2, (blocks, -1)).flatten(-2) for letter in layout.order]
+        return torch.cat(split, dim=-1).flatten(-2)
 
     def _attention(self, layer: int) -> Branch:
-        arch, cfg, out = self.architecture, self.cfg, Branch({}, {}, {})
-        if arch.block.ln1 is not None:
+        arch, block, out = self.architecture, self.architecture.blocks[layer], Branch({}, {}, {})
+        if block.ln1 is not None:
             self._norm(out, "ln", arch.in_layer(layer, "ln1"))
-        if arch.block.ln1_post is not None:
+        if block.ln1_post is not None:
             self._norm(out, "post", arch.in_layer(layer, "ln1_post"))
-        o = self.module(arch.in_layer(layer, "o"))
-        weights: dict[str, Tensor] = {}
-        for letter in "QKV":
-            weight, bias = self.projection(layer, letter)
-            weights[f"W_{letter}"] = weight.movedim(0, 1)
-            if bias is None:
-                shape = (self.n_heads(letter), cfg.d_head)
-                weights[f"b_{letter}"] = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-                out.made[f"b_{letter}"] = f"{type(self.hf_model).__name__} has no such parameter"
-            else:
-                weights[f"b_{letter}"] = bias
-        weights["W_O"] = matrix(o).unflatten(0, (cfg.n_heads, cfg.d_head))
-        out.weights.update((name, weights[name]) for name in ATTENTION if name in weights)
-        self._bias(out, "b_O", o, (cfg.d_model,))
+        if block.attn is None:
+            return out
+        letters = "QKV" if block.qkv is not None else [each for each in "QKV" if getattr(block, each.lower())]
+        for letter in letters:
+            self._projection(out, layer, letter)
+        if block.o is not None:
+            o, heads = self.module(arch.in_layer(layer, "o")), self.heads(layer)
+            out.weights["W_O"] = matrix(o).unflatten(0, (heads.queries, heads.value_size))
+            self._bias(out, "b_O", o, (self.cfg.d_model,))
+        in_order = {name: out.weights.pop(name) for name in ATTENTION if name in out.weights}
+        out.weights.update(in_order)
         for norm in ("q_norm", "k_norm"):
-            if getattr(arch.block, norm) is not None:
+            if getattr(block, norm) is not None:
                 self._norm(out, norm, arch.in_layer(layer, norm))
         return out
 
+    def _projection(self, out: Branch, layer: int, letter: str) -> None:
+        """Add the weight and bias of queries, keys or values."""
+        weight, bias = self.projection(layer, letter)
+        out.weights[f"W_{letter}"] = weight.movedim(0, 1)
+        fused = self.architecture.blocks[layer].qkv is not None
+        module = self.module(self.architecture.in_layer(layer, "qkv" if fused else letter.lower()))
+        stored: Tensor = module.weight
+        if weight.untyped_storage().data_ptr() != stored.untyped_storage().data_ptr():
+            self._made_of(out, f"W_{letter}", stored)
+        if bias is None:
+            shape = weight.shape[1:]
+            out.weights[f"b_{letter}"] = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+            out.made[f"b_{letter}"] = f"{type(self.hf_model).__name__} has no such parameter"
+            return
+        out.weights[f"b_{letter}"] = bias
+        if bias.untyped_storage().data_ptr() != module.bias.untyped_storage().data_ptr():
+            self._made_of(out, f"b_{letter}", module.bias)
+
+    def _made_of(self, out: Branch, name: str, stored: Tensor) -> None:
+        out.made[name] = f"{type(self.hf_model).__name__} stores it in pieces, among others"
+        out.sources[name] = stored
+
     def _mlp(self, layer: int) -> Branch:
-        arch, cfg, out = self.architecture, self.cfg, Branch({}, {}, {})
-        if arch.block.ln2 is not None:
+        arch, block, cfg, out = self.architecture, self.architecture.blocks[layer], self.cfg, Branch({}, {}, {})
+        if block.ln2 is not None:
             self._norm(out, "ln", arch.in_layer(layer, "ln2"))
-        if arch.block.ln2_post is not None:
+        if block.ln2_post is not None:
             self._norm(out, "post", arch.in_layer(layer, "ln2_post"))
+        if block.mlp_out is None or block.mlp_in is None:
+            return out
         out_of = self.module(arch.in_layer(layer, "mlp_out"))
         into = self.module(arch.in_layer(layer, "mlp_in"))
-        if arch.block.gate_up:
+        if block.gate_up:
             out.weights["W_gate"], out.weights["W_in"] = matrix(into).chunk(2, dim=-1)
         else:
             out.weights["W_in"] = matrix(into)
-            if arch.block.gate is not None:
+            if block.gate is not None:
                 out.weights["W_gate"] = matrix(self.module(arch.in_layer(layer, "gate")))
-        self._bias(out, "b_in", into, (cfg.d_mlp,))
+        self._bias(out, "b_in", into, out.weights["W_in"].shape[-1:])
         out.weights["W_out"] = matrix(out_of)
         self._bias(out, "b_out", out_of, (cfg.d_model,))
         return out
@@ -192,7 +276,8 @@ class Parameters:
     def _unembed(self) -> Branch:
         out = Branch({}, {}, {})
         head = self.module(self.architecture.unembed)
-        self._norm(out, "ln", self.architecture.ln_final)
+        if self.architecture.ln_final is not None:
+            self._norm(out, "ln", self.architecture.ln_final)
         out.weights["W_U"] = matrix(head)
         self._bias(out, "b_U", head, (self.cfg.d_vocab_out,))
         return out

@@ -9,19 +9,56 @@ residual stream, ``n`` its normalised form, and a weight stands for its Transfor
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 RESID = "batch pos d_model"
 PER_HEAD = "batch pos head d_model"
 HEADS = "batch pos head d_head"
 SQUARE = "batch head query_pos key_pos"
 NEURONS = "batch pos d_mlp"
+ROUTED = "batch*pos expert"
+EXPERT = "routed d_mlp"
 SCALE = "sqrt(mean((x - mean x)^2) + eps)"
 NORMALIZED = "(x - mean x) / scale"
 
-#: The features of GPT-2: what a row ``needs`` is one of these or of another architecture's.
-GPT2_FEATURES = frozenset({"learned positions", "norms before", "sequential"})
+#: The features of GPT-2, around its layers and in each of them: what a row ``needs`` is one of these or of another's.
+GPT2_FEATURES = frozenset({"learned positions", "final norm"})
+GPT2_LAYER = frozenset(
+    "attention, queries, heads out, attention branch, norms before, norm before MLP, sequential, MLP, neurons".split(
+        ", "
+    )
+)
+#: feature -> why the points that need it do not exist where it is absent.
+ABSENT = {
+    "embedding norm": "there is no norm behind the embedding",
+    "learned positions": "no learned positions are added to the embedding",
+    "final norm": "there is no norm before the unembedding",
+    "attention": "no softmax attention runs in this layer",
+    "queries": "queries and keys are no plain projections of what attention reads in this layer",
+    "heads out": "attention has no output projection in this layer that reads its heads",
+    "attention branch": "nothing runs in attention's place in this layer",
+    "norms before": "no norm stands before attention in this layer",
+    "norm before MLP": "no norm stands before the MLP in this layer",
+    "norm around": "no norm stands behind attention in this layer",
+    "norm around MLP": "no norm stands behind the MLP in this layer",
+    "norms after": "norms stand before attention and MLP in this layer",
+    "norms behind": "norms do not stand in the residual stream itself",
+    "sequential": "attention and MLP read the same residual stream, or one of them is missing: none lies between them",
+    "rotary": "queries and keys are not rotated",
+    "qk norm": "queries and keys are not normed",
+    "MLP": "there is no MLP in this layer",
+    "neurons": "the MLP of this layer has no neurons of its own (it chooses among experts, say)",
+    "gate": "the MLP of this layer has no gate",
+    "experts": "the MLP of this layer does not choose among experts",
+    "expert neurons": "the experts of this layer are not laid out in a known way",
+}
+
+
+_LAYER = re.compile(r"^blocks\.\d+\.")
+_EXPERT = re.compile(r"(\.experts\.)\d+(\.)")
 
 
 @dataclass(frozen=True)
@@ -42,6 +79,10 @@ class Point:
         """Whether there is one such point in every layer."""
         return "{l}" in self.name
 
+    def exists_with(self, features: Collection[str]) -> bool:
+        """Whether the point exists where there are these features."""
+        return self.needs is None or self.needs in features
+
 
 #: flag -> the setter that turns it on, for messages.
 FLAG_SETTERS = {
@@ -57,45 +98,59 @@ POINTS: tuple[Point, ...] = (
     Point("hook_embed", RESID, "W_E[tokens]"),
     Point("hook_pos_embed", RESID, "W_pos[positions]", needs="learned positions"),
     Point("blocks.{l}.hook_resid_pre", RESID, "x entering the block"),
-    Point("blocks.{l}.hook_attn_in", PER_HEAD, "x, one copy per head", "use_attn_in"),
-    Point("blocks.{l}.hook_q_input", PER_HEAD, "x, one copy per query head", "use_split_qkv_input"),
-    Point("blocks.{l}.hook_k_input", PER_HEAD, "x, one copy per key head", "use_split_qkv_input"),
-    Point("blocks.{l}.hook_v_input", PER_HEAD, "x, one copy per value head", "use_split_qkv_input"),
+    Point("blocks.{l}.hook_attn_in", PER_HEAD, "x, one copy per head", "use_attn_in", "queries"),
+    Point("blocks.{l}.hook_q_input", PER_HEAD, "x, one copy per query head", "use_split_qkv_input", "queries"),
+    Point("blocks.{l}.hook_k_input", PER_HEAD, "x, one copy per key head", "use_split_qkv_input", "queries"),
+    Point("blocks.{l}.hook_v_input", PER_HEAD, "x, one copy per value head", "use_split_qkv_input", "queries"),
     Point("blocks.{l}.ln1.hook_scale", "batch pos 1", f"{SCALE}; fires for q, k and v", needs="norms before"),
     Point("blocks.{l}.ln1.hook_normalized", RESID, f"{NORMALIZED}; fires for q, k and v", needs="norms before"),
-    Point("blocks.{l}.attn.hook_q", HEADS, "n @ W_Q + b_Q"),
-    Point("blocks.{l}.attn.hook_k", HEADS, "n @ W_K + b_K"),
-    Point("blocks.{l}.attn.hook_v", HEADS, "n @ W_V + b_V"),
+    Point("blocks.{l}.attn.hook_q", HEADS, "n @ W_Q + b_Q", needs="queries"),
+    Point("blocks.{l}.attn.hook_k", HEADS, "n @ W_K + b_K", needs="queries"),
+    Point("blocks.{l}.attn.hook_v", HEADS, "n @ W_V + b_V", needs="attention"),
     Point("blocks.{l}.attn.q_norm.hook_scale", "... 1", f"{SCALE}, of q", needs="qk norm"),
     Point("blocks.{l}.attn.q_norm.hook_normalized", "... d_head", f"{NORMALIZED}, of q", needs="qk norm"),
     Point("blocks.{l}.attn.k_norm.hook_scale", "... 1", f"{SCALE}, of k", needs="qk norm"),
     Point("blocks.{l}.attn.k_norm.hook_normalized", "... d_head", f"{NORMALIZED}, of k", needs="qk norm"),
-    Point("blocks.{l}.attn.hook_rot_q", HEADS, "q, rotated by its position", needs="rotary"),
-    Point("blocks.{l}.attn.hook_rot_k", HEADS, "k, rotated by its position, with those of the cache", needs="rotary"),
-    Point("blocks.{l}.attn.hook_attn_scores", SQUARE, "q . k / attn_scale, masked entries -inf"),
-    Point("blocks.{l}.attn.hook_pattern", SQUARE, "softmax(attn_scores) over key_pos"),
-    Point("blocks.{l}.attn.hook_z", HEADS, "pattern @ v"),
-    Point("blocks.{l}.attn.hook_result", PER_HEAD, "z @ W_O, by head", "use_attn_result"),
-    Point("blocks.{l}.ln1_post.hook_scale", "batch pos 1", f"{SCALE}, of attention's output", needs="norms around"),
-    Point("blocks.{l}.ln1_post.hook_normalized", RESID, f"{NORMALIZED}, of attention's output", needs="norms around"),
+    Point("blocks.{l}.attn.hook_rot_q", HEADS, "q as it meets k: rotated by its position", needs="rotary"),
+    Point("blocks.{l}.attn.hook_rot_k", HEADS, "k as it meets q, with those of the cache", needs="rotary"),
+    Point("blocks.{l}.attn.hook_attn_scores", SQUARE, "q . k / attn_scale, masked entries -inf", needs="attention"),
+    Point("blocks.{l}.attn.hook_pattern", SQUARE, "softmax(attn_scores) over key_pos", needs="attention"),
+    Point("blocks.{l}.attn.hook_z", HEADS, "pattern @ v", needs="attention"),
+    Point("blocks.{l}.attn.hook_result", PER_HEAD, "z @ W_O, by head", "use_attn_result", "heads out"),
+    Point("blocks.{l}.ln1_post.hook_scale", "batch pos 1", f"{SCALE}, of attention's output", needs="norm around"),
+    Point("blocks.{l}.ln1_post.hook_normalized", RESID, f"{NORMALIZED}, of attention's output", needs="norm around"),
     Point("blocks.{l}.ln1.hook_scale", "batch pos 1", f"{SCALE}, of attention's output", needs="norms after"),
     Point("blocks.{l}.ln1.hook_normalized", RESID, f"{NORMALIZED}, of attention's output", needs="norms after"),
-    Point("blocks.{l}.hook_attn_out", RESID, "sum over heads of z @ W_O, + b_O"),
+    Point("blocks.{l}.hook_attn_out", RESID, "sum over heads of z @ W_O, + b_O", needs="attention branch"),
     Point("blocks.{l}.hook_resid_mid", RESID, "resid_pre + attn_out", needs="sequential"),
-    Point("blocks.{l}.hook_mlp_in", RESID, "a copy of resid_mid that only the MLP sees", "use_hook_mlp_in"),
-    Point("blocks.{l}.ln2.hook_scale", "batch pos 1", SCALE, needs="norms before"),
-    Point("blocks.{l}.ln2.hook_normalized", RESID, NORMALIZED, needs="norms before"),
-    Point("blocks.{l}.mlp.hook_pre", NEURONS, "n @ W_in + b_in; n @ W_gate where there is a gate"),
+    Point("blocks.{l}.ln1.hook_scale", "batch pos 1", f"{SCALE}, of resid_mid", needs="norms behind"),
+    Point("blocks.{l}.ln1.hook_normalized", RESID, f"{NORMALIZED}, of resid_mid", needs="norms behind"),
+    Point("blocks.{l}.hook_mlp_in", RESID, "a copy of resid_mid that only the MLP sees", "use_hook_mlp_in", "MLP"),
+    Point("blocks.{l}.ln2.hook_scale", "batch pos 1", SCALE, needs="norm before MLP"),
+    Point("blocks.{l}.ln2.hook_normalized", RESID, NORMALIZED, needs="norm before MLP"),
+    Point("blocks.{l}.mlp.hook_pre", NEURONS, "n @ W_in + b_in; n @ W_gate where there is a gate", needs="neurons"),
     Point("blocks.{l}.mlp.hook_pre_linear", NEURONS, "n @ W_in + b_in", needs="gate"),
-    Point("blocks.{l}.mlp.hook_post", NEURONS, "act_fn(pre); times pre_linear where there is a gate"),
-    Point("blocks.{l}.ln2_post.hook_scale", "batch pos 1", f"{SCALE}, of the MLP's output", needs="norms around"),
-    Point("blocks.{l}.ln2_post.hook_normalized", RESID, f"{NORMALIZED}, of the MLP's output", needs="norms around"),
+    Point("blocks.{l}.mlp.hook_post", NEURONS, "act_fn(pre); times pre_linear where there is a gate", needs="neurons"),
+    Point("blocks.{l}.mlp.hook_expert_weights", ROUTED, "weight of each expert in a token's sum", needs="experts"),
+    Point("blocks.{l}.mlp.hook_expert_indices", "batch*pos chosen", "the experts chosen by a token", needs="experts"),
+    Point(
+        "blocks.{l}.mlp.experts.{e}.hook_gate", EXPERT, "n @ W_gate, of the tokens sent here", needs="expert neurons"
+    ),
+    Point("blocks.{l}.mlp.experts.{e}.hook_pre", EXPERT, "n @ W_in, of the tokens sent here", needs="expert neurons"),
+    Point("blocks.{l}.mlp.experts.{e}.hook_post", EXPERT, "act_fn(gate) * pre", needs="expert neurons"),
+    Point("blocks.{l}.ln2_post.hook_scale", "batch pos 1", f"{SCALE}, of the MLP's output", needs="norm around MLP"),
+    Point("blocks.{l}.ln2_post.hook_normalized", RESID, f"{NORMALIZED}, of the MLP's output", needs="norm around MLP"),
     Point("blocks.{l}.ln2.hook_scale", "batch pos 1", f"{SCALE}, of the MLP's output", needs="norms after"),
     Point("blocks.{l}.ln2.hook_normalized", RESID, f"{NORMALIZED}, of the MLP's output", needs="norms after"),
-    Point("blocks.{l}.hook_mlp_out", RESID, "post @ W_out + b_out"),
+    Point("blocks.{l}.hook_mlp_out", RESID, "post @ W_out + b_out", needs="MLP"),
     Point("blocks.{l}.hook_resid_post", RESID, "resid_mid + mlp_out"),
-    Point("ln_final.hook_scale", "batch pos 1", SCALE),
-    Point("ln_final.hook_normalized", RESID, NORMALIZED),
+    Point("blocks.{l}.ln2.hook_scale", "batch pos 1", f"{SCALE}, of resid_post", needs="norms behind"),
+    Point("blocks.{l}.ln2.hook_normalized", RESID, f"{NORMALIZED}, of resid_post", needs="norms behind"),
+    Point(
+        "blocks.{l}.hook_normalized_resid_post", RESID, "ln2's output: x entering the next block", needs="norms behind"
+    ),
+    Point("ln_final.hook_scale", "batch pos 1", SCALE, needs="final norm"),
+    Point("ln_final.hook_normalized", RESID, NORMALIZED, needs="final norm"),
     Point("unembed.hook_in", RESID, "what the unembedding reads: ln_final's output"),
     Point("unembed.hook_out", "batch pos d_vocab", "logits = in @ W_U + b_U"),
 )
@@ -109,10 +164,7 @@ BY_NAME = {point.name: point for point in POINTS}
 
 def template(name: str) -> str:
     """The table's name of a point: ``blocks.3.hook_resid_pre`` -> ``blocks.{l}.hook_resid_pre``."""
-    parts = name.split(".")
-    if len(parts) > 1 and parts[0] == "blocks" and parts[1].isdigit():
-        parts[1] = "{l}"
-    return ".".join(parts)
+    return _EXPERT.sub(r"\1{e}\2", _LAYER.sub("blocks.{l}.", name))
 
 
 def point_of(name: str) -> Point | None:
@@ -120,14 +172,29 @@ def point_of(name: str) -> Point | None:
     return BY_NAME.get(template(name))
 
 
-def named_points(n_layers: int, features: Collection[str] = GPT2_FEATURES) -> list[tuple[str, Point]]:
-    """(name, row) of every point of a model with ``n_layers`` layers and these features, in firing order."""
-    there = [p for p in POINTS if p.needs is None or p.needs in features]
-    block = [p for p in there if p.in_layer]
-    before = there[: there.index(block[0])]
-    layers = [(p.name.replace("{l}", str(layer)), p) for layer in range(n_layers) for p in block]
-    after = [p for p in there if not p.in_layer and p not in before]
-    return [*((p.name, p) for p in before), *layers, *((p.name, p) for p in after)]
+#: The features of each layer, or how many layers there are like GPT-2's.
+Layers = Sequence[Collection[str]] | int
+
+
+def named_points(
+    layers: Layers, features: Collection[str] = GPT2_FEATURES, n_experts: int = 0
+) -> list[tuple[str, Point]]:
+    """(name, row) of every point of a model, in firing order.
+
+    Args:
+        layers: the features of each layer.
+        features: those of what is around the layers.
+        n_experts: how many experts a layer with experts has.
+    """
+    first = next(index for index, point in enumerate(POINTS) if point.in_layer)
+    found = [(p.name, p) for p in POINTS[:first] if p.exists_with(features)]
+    for index, layer in enumerate([GPT2_LAYER] * layers if isinstance(layers, int) else layers):
+        rows = [point for point in POINTS if point.in_layer and point.exists_with(layer)]
+        for of_expert, group in groupby(rows, lambda point: "{e}" in point.name):
+            together = list(group)
+            for expert in map(str, range(n_experts if of_expert else 1)):
+                found += [(p.name.replace("{l}", str(index)).replace("{e}", expert), p) for p in together]
+    return found + [(p.name, p) for p in POINTS[first:] if not p.in_layer and p.exists_with(features)]
 
 
 def added_names(n_layers: int) -> list[str]:
@@ -135,6 +202,19 @@ def added_names(n_layers: int) -> list[str]:
     return [point.name.replace("{l}", str(layer)) for layer in range(n_layers) for point in ADDED]
 
 
-def names(n_layers: int, features: Collection[str] = GPT2_FEATURES) -> list[str]:
+def names(layers: Layers, features: Collection[str] = GPT2_FEATURES, n_experts: int = 0) -> list[str]:
     """The name of every point of such a model, in firing order."""
-    return [name for name, _ in named_points(n_layers, features)]
+    return [name for name, _ in named_points(layers, features, n_experts)]
+
+
+def why_absent(name: str, layers: Sequence[Collection[str]], features: Collection[str]) -> str | None:
+    """Why a model without the point ``name`` has none; None if no model has such a point, or not at this place."""
+    rows = [point for point in POINTS if point.name == template(name)]
+    there: Collection[str] = features
+    if rows and rows[0].in_layer:
+        layer = int(name.split(".")[1])
+        if layer >= len(layers):
+            return None
+        there = layers[layer]
+    lacking = [point.needs for point in rows if point.needs is not None and point.needs not in there]
+    return ABSENT[lacking[0]] if lacking else None

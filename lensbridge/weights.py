@@ -73,19 +73,25 @@ class WeightViews:
 
     def names(self) -> list[str]:
         """Every weight of the model in the active basis, in TransformerLens' order."""
-        return [name for name, (branch, _, short) in self._table.items() if not self._folded(branch, short)]
+        return [name for name, at in self._table.items() if not self._folded(*at)]
 
     def constants(self) -> dict[str, Tensor]:
         """What TransformerLens' state dict has besides weights; the masks are empty here."""
         out: dict[str, Tensor] = {}
-        for layer in range(self.cfg.n_layers):
+        attending = [layer for layer, block in enumerate(self.architecture.blocks) if block.attn is not None]
+        for layer in attending:
             attention = f"blocks.{layer}.attn."
             out[attention + "mask"] = torch.empty(0, 0, dtype=torch.bool, device=self.cfg.device)
             out[attention + "IGNORE"] = torch.tensor(-torch.inf, device=self.cfg.device)
         return out
 
-    def _folded(self, branch: str, short: str) -> bool:
-        return self.processing.fold_ln and short.startswith("ln.") and branch != "embed"
+    def _folded(self, branch: str, layer: int, short: str) -> bool:
+        if not self.processing.fold_ln or not short.startswith("ln.") or branch == "embed":
+            return False
+        if branch == "unembed":
+            return True
+        block = self.architecture.blocks[layer]
+        return block.folds_ln1 if branch == "attn" else block.folds_ln2
 
     @cached_property
     def _table(self) -> dict[str, tuple[str, int, str]]:
@@ -99,7 +105,8 @@ class WeightViews:
 
     def _names_of(self, branch: str, layer: int) -> dict[str, tuple[str, int, str]]:
         places, out = _PLACES[branch], {}
-        post = self.architecture.post_norms[branch == "mlp"][1]
+        posts = self.architecture.blocks[layer].post_norms if branch in ("attn", "mlp") else None
+        post = "" if posts is None else posts[branch == "mlp"][1]
         for short in self.parameters.branch(branch, layer).weights:
             head, dot, rest = short.partition(".")
             if dot and head in places:
@@ -140,13 +147,14 @@ class WeightViews:
         """
         stored = name.replace("attn.", "attn._")
         if name not in self._table and stored in self._table:
-            times = self.cfg.n_heads // self.cfg.n_key_value_heads
+            heads = self.parameters.heads(int(name.split(".")[1]))
+            times = heads.queries // heads.key_values
             return read_only(
                 self.get(stored).as_subclass(Tensor).repeat_interleave(times, dim=0),
                 f"{name!r} repeats the weight of each key-value head for its query heads; that weight is {stored!r}",
             )
         branch, layer, short = self._locate(name)
-        if self._folded(branch, short):
+        if self._folded(branch, layer, short):
             raise UnknownPointError(
                 f"{name!r} is folded into the weights that read it (fold_ln); "
                 "load with fold_ln=False, or with from_pretrained_no_processing, to have it by itself"

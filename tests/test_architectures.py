@@ -25,8 +25,11 @@ def test_a_model_is_known_by_its_class_and_subclasses_of_it(hf: Any) -> None:
     class Mine(GPT2LMHeadModel):
         pass
 
-    assert architecture_of(hf) == GPT2
-    assert architecture_of(Mine(GPT2Config(n_layer=1, n_head=1, n_embd=2, vocab_size=3, n_positions=4))) == GPT2
+    tiny = Mine(GPT2Config(n_layer=1, n_head=1, n_embd=2, vocab_size=3, n_positions=4))
+    for model in (hf, tiny):
+        found = architecture_of(model)
+        assert dataclasses.replace(found, blocks=()) == GPT2
+        assert found.blocks == (GPT2.block,) * model.config.n_layer
     assert all(record.hf_class == name for name, record in BY_CLASS.items())
 
 
@@ -45,8 +48,8 @@ def test_cross_attention_is_refused_with_its_reason(new_hf: Callable) -> None:
 
 def test_a_variant_of_the_config_changes_the_record(new_hf: Callable) -> None:
     upcast = architecture_of(new_hf(reorder_and_upcast_attn=True))
-    assert upcast.block.softmax == Softmax(call="_upcast_and_reordered_attn")
-    assert dataclasses.replace(upcast, block=GPT2.block) == GPT2 and GPT2.block.softmax == Softmax()
+    assert {block.softmax for block in upcast.blocks} == {Softmax(call="_upcast_and_reordered_attn")}
+    assert dataclasses.replace(upcast, block=GPT2.block, blocks=()) == GPT2 and GPT2.block.softmax == Softmax()
     assert GPT2.for_config(SimpleNamespace()) is GPT2
 
 
@@ -72,10 +75,12 @@ def test_every_role_is_where_the_record_says(record: Architecture) -> None:
     hf = smallest(record)
     for path in (record.embed, record.pos_embed, record.embed_norm, record.layers, record.ln_final, record.unembed):
         assert path is None or hf.get_submodule(path) is not None
-    fused = ("q", "k", "v") if record.block.qkv is not None else ()
-    roles = [role for role in ROLES if role not in fused and getattr(record.block, role) is not None]
-    assert all(hf.get_submodule(record.in_layer(1, role)) is not None for role in roles)
-    assert all(hf.get_submodule(f"{record.layer(1)}.{path}") is not None for path in record.branches)
+    bound = record.for_model(hf)
+    for layer, block in enumerate(bound.blocks):
+        fused = ("q", "k", "v") if block.qkv is not None else ()
+        roles = [role for role in ROLES if role not in fused and getattr(block, role) is not None]
+        assert all(hf.get_submodule(bound.in_layer(layer, role)) is not None for role in roles)
+        assert all(hf.get_submodule(bound.below(layer, path)) is not None for path in block.branches if path)
     assert all(hasattr(hf.config, attribute) for attribute in record.config.values())
     assert all(hasattr(hf.config, attribute) for attribute in (*record.variants, *record.refused))
 

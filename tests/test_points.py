@@ -23,14 +23,42 @@ def test_names_are_in_firing_order_and_numbered_by_layer() -> None:
 
 
 def test_points_exist_with_the_features_that_they_need() -> None:
-    plain, rotary = points.names(1, ()), points.names(1, {"rotary", "gate"})
+    plain, rotary = points.names([points.GPT2_LAYER]), points.names([points.GPT2_LAYER | {"rotary", "gate"}])
     assert set(rotary) - set(plain) == {
         "blocks.0.attn.hook_rot_q", "blocks.0.attn.hook_rot_k", "blocks.0.mlp.hook_pre_linear"
     }  # fmt: skip
-    before, after = (points.names(1, {f"norms {place}"}) for place in ("before", "after"))
+    other = points.GPT2_LAYER - {"norms before", "norm before MLP"}
+    after, before = points.names([other | {"norms after"}]), points.names(1)
     assert sorted(before) == sorted(after)
     assert before.index("blocks.0.ln1.hook_scale") < before.index("blocks.0.attn.hook_q")
     assert after.index("blocks.0.ln1.hook_scale") > after.index("blocks.0.attn.hook_z")
+
+
+def test_layers_of_several_kinds() -> None:
+    attention, recurrence = points.GPT2_LAYER, points.GPT2_LAYER - {"attention", "queries", "heads out"}
+    found = points.names([recurrence, attention])
+    assert "blocks.0.attn.hook_z" not in found and "blocks.1.attn.hook_z" in found
+    assert "blocks.0.hook_attn_out" in found and "blocks.0.hook_mlp_out" in found
+
+
+def test_the_points_of_experts_come_expert_by_expert() -> None:
+    layer = points.GPT2_LAYER - {"neurons"} | {"experts", "expert neurons"}
+    found = [name.removeprefix("blocks.0.mlp.") for name in points.names([layer], n_experts=2) if ".mlp." in name]
+    assert found == [
+        *("hook_expert_weights", "hook_expert_indices"),
+        *(f"experts.0.hook_{name}" for name in ("gate", "pre", "post")),
+        *(f"experts.1.hook_{name}" for name in ("gate", "pre", "post")),
+    ]
+
+
+def test_every_feature_says_why_a_point_without_it_is_not_there() -> None:
+    assert {point.needs for point in points.POINTS} - {None} == set(points.ABSENT)
+    parallel = points.GPT2_LAYER - {"sequential"}
+    reason = points.why_absent("blocks.1.hook_resid_mid", [points.GPT2_LAYER, parallel], ())
+    assert reason == points.ABSENT["sequential"]
+    assert points.why_absent("hook_pos_embed", [], ()) == points.ABSENT["learned positions"]
+    for unknown in ("blocks.2.hook_resid_mid", "blocks.0.hook_resid_mid", "blocks.0.hook_middle"):
+        assert points.why_absent(unknown, [points.GPT2_LAYER, parallel], ()) is None
 
 
 @pytest.mark.parametrize(
@@ -40,6 +68,7 @@ def test_points_exist_with_the_features_that_they_need() -> None:
         ("blocks.12.hook_resid_pre", "blocks.{l}.hook_resid_pre"),
         ("hook_embed", "hook_embed"),
         ("ln_final.hook_scale", "ln_final.hook_scale"),
+        ("blocks.2.mlp.experts.11.hook_pre", "blocks.{l}.mlp.experts.{e}.hook_pre"),
         ("blocks", "blocks"),
         ("blocks.x.hook_q", "blocks.x.hook_q"),
     ],

@@ -33,7 +33,7 @@ def architecture_of(hf_model: Any) -> Architecture:
     """
     for cls in type(hf_model).__mro__:
         if cls.__name__ in BY_CLASS:
-            return BY_CLASS[cls.__name__].for_config(hf_model.config)
+            return BY_CLASS[cls.__name__].for_model(hf_model)
     known = ", ".join(sorted(BY_CLASS))
     raise UnsupportedModelError(
         f"no record of the architecture {type(hf_model).__name__}; known: {known}. "

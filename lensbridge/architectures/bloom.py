@@ -5,7 +5,8 @@
   themselves
 """
 
-from .record import Architecture, Block, Softmax
+from .forms import GROUPS, Softmax
+from .record import Architecture, Block
 
 BLOOM = Architecture(
     model_type="bloom",
@@ -17,7 +18,7 @@ BLOOM = Architecture(
     block=Block(
         attn="self_attention",
         qkv="self_attention.query_key_value",
-        qkv_layout="heads",
+        qkv_layout=GROUPS,
         o="self_attention.dense",
         gate=None,
         mlp_in="mlp.dense_h_to_4h",
@@ -28,7 +29,6 @@ BLOOM = Architecture(
         softmax=Softmax(call=None),
     ),
     norm="LN",
-    config={"eps": "layer_norm_epsilon"},
     constants={"act_fn": "gelu_fast", "positional_embedding_type": "alibi"},
     refused={
         "apply_residual_connection_post_layernorm": "its branches add to the norm's output instead of the stream",

@@ -14,7 +14,6 @@ GEMMA = Architecture(
     hf_class="GemmaForCausalLM",
     embed_scale="embed_scale",
     gain_offset=1.0,
-    config={"act_fn": "hidden_act", "eps": "rms_norm_eps"},
     constants={"final_rms": True},
 )
 GEMMA2 = replace(
@@ -24,10 +23,8 @@ GEMMA2 = replace(
     block=Block(
         ln1_post="post_attention_layernorm", ln2="pre_feedforward_layernorm", ln2_post="post_feedforward_layernorm"
     ),
-    after_unembed=True,
+    after_unembed="cap",
     config={
-        "act_fn": "hidden_activation",
-        "eps": "rms_norm_eps",
         "attn_scores_soft_cap": "attn_logit_softcapping",
         "output_logits_soft_cap": "final_logit_softcapping",
     },
@@ -36,6 +33,5 @@ GEMMA3 = replace(
     GEMMA2,
     model_type="gemma3_text",
     hf_class="Gemma3ForCausalLM",
-    block=replace(GEMMA2.block, q_norm="self_attn.q_norm", k_norm="self_attn.k_norm", qk_norm_heads_first=True),
-    config={"act_fn": "hidden_activation", "eps": "rms_norm_eps"},
+    block=replace(GEMMA2.block, qk_norm_heads_first=True),
 )

@@ -28,8 +28,6 @@ GPT2 = Architecture(
     ),
     norm="LN",
     config={
-        "act_fn": "activation_function",
-        "eps": "layer_norm_epsilon",
         "use_attn_scale": "scale_attn_weights",
         "scale_attn_by_inverse_layer_idx": "scale_attn_by_inverse_layer_idx",
     },

@@ -4,6 +4,7 @@
   of each head; one projection that holds the query, key and value of a head next to each other; plain MLP
 """
 
+from .forms import GROUPS
 from .record import Architecture, Block
 
 GPT_NEOX = Architecture(
@@ -15,13 +16,12 @@ GPT_NEOX = Architecture(
     block=Block(
         attn="attention",
         qkv="attention.query_key_value",
-        qkv_layout="heads",
+        qkv_layout=GROUPS,
         o="attention.dense",
         gate=None,
         mlp_in="mlp.dense_h_to_4h",
         mlp_out="mlp.dense_4h_to_h",
     ),
     norm="LN",
-    config={"act_fn": "hidden_act", "eps": "layer_norm_eps"},
     variants={"use_parallel_residual": {"parallel": True}},
 )

@@ -29,7 +29,7 @@ GPTJ = Architecture(
         softmax=Softmax(call="_attn"),
     ),
     norm="LN",
-    config={"act_fn": "activation_function", "eps": "layer_norm_epsilon", "rotary_dim": "rotary_dim"},
+    config={"rotary_dim": "rotary_dim"},
     constants={"rotary_adjacent_pairs": True},
 )
 GPT_NEO = Architecture(
@@ -55,8 +55,6 @@ GPT_NEO = Architecture(
     ),
     norm="LN",
     config={
-        "act_fn": "activation_function",
-        "eps": "layer_norm_epsilon",
         "attn_types": "attention_layers",
         "window_size": "window_size",
     },

@@ -3,19 +3,11 @@
 - sequential blocks, RMSNorm before each branch and at the end; rotary positions; grouped queries; gated MLP
 """
 
-from .record import Architecture, Block
+from .record import Architecture
 
-_CONFIG = {"act_fn": "hidden_act", "eps": "rms_norm_eps"}
-
-LLAMA = Architecture(model_type="llama", hf_class="LlamaForCausalLM", config=_CONFIG, constants={"final_rms": True})
-MISTRAL = Architecture(model_type="mistral", hf_class="MistralForCausalLM", config=_CONFIG)
+LLAMA = Architecture(model_type="llama", hf_class="LlamaForCausalLM", constants={"final_rms": True})
+MISTRAL = Architecture(model_type="mistral", hf_class="MistralForCausalLM")
 #: Biases on queries, keys and values.
-QWEN2 = Architecture(model_type="qwen2", hf_class="Qwen2ForCausalLM", config=_CONFIG, constants={"final_rms": True})
+QWEN2 = Architecture(model_type="qwen2", hf_class="Qwen2ForCausalLM", constants={"final_rms": True})
 #: A norm of each head's queries and keys.
-QWEN3 = Architecture(
-    model_type="qwen3",
-    hf_class="Qwen3ForCausalLM",
-    block=Block(q_norm="self_attn.q_norm", k_norm="self_attn.k_norm"),
-    config=_CONFIG,
-    constants={"final_rms": True},
-)
+QWEN3 = Architecture(model_type="qwen3", hf_class="Qwen3ForCausalLM", constants={"final_rms": True})

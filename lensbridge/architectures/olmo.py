@@ -14,7 +14,6 @@ OLMO = Architecture(
     hf_class="OlmoForCausalLM",
     norm="LN",
     norm_eps=1e-5,
-    config={"act_fn": "hidden_act"},
     refused={"clip_qkv": "queries, keys and values are clipped after TransformerLens' points"},
 )
 OLMO2 = Architecture(
@@ -29,6 +28,5 @@ OLMO2 = Architecture(
         ln2=None,
         ln2_post="post_feedforward_layernorm",
     ),
-    config={"act_fn": "hidden_act", "eps": "rms_norm_eps"},
 )
 OLMO3 = replace(OLMO2, model_type="olmo3", hf_class="Olmo3ForCausalLM")

@@ -27,6 +27,5 @@ OPT = Architecture(
         rotary=False,
     ),
     norm="LN",
-    config={"act_fn": "activation_function"},
     refused={"_remove_final_layer_norm": "its residual stream ends without a norm"},
 )

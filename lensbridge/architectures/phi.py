@@ -19,11 +19,9 @@ PHI = Architecture(
         parallel=True,
     ),
     norm="LN",
-    config={"act_fn": "hidden_act", "eps": "layer_norm_eps"},
 )
 PHI3 = Architecture(
     model_type="phi3",
     hf_class="Phi3ForCausalLM",
     block=Block(qkv="self_attn.qkv_proj", gate=None, mlp_in="mlp.gate_up_proj", gate_up=True),
-    config={"act_fn": "hidden_act", "eps": "rms_norm_eps"},
 )

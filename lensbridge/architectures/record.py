@@ -1,7 +1,9 @@
 """What has to be known of a model family to serve TransformerLens' points on it?
 
 Where the roles live in the HuggingFace module tree, how the query, key and value projections are laid out, and what the
-config calls things. A record is data: nothing here or in the family files runs a model.
+config calls things. A record is data: nothing here or in the family files runs a model. Layers of one model can be of
+several kinds (dense or mixture of experts, attention or a recurrence); which kind a layer is shows in the modules it
+has, so a record says what the presence of a module changes.
 """
 
 from __future__ import annotations
@@ -11,18 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..errors import UnsupportedModelError
-
-
-@dataclass(frozen=True)
-class Softmax:
-    """Where the attention weights are made: a call inside the attention's forward, and the softmax inside that call.
-
-    Both are looked up by what they are called in the source (``attention_interface``, ``softmax``), not by the numbers
-    that nnsight adds, which shift between versions. Without a ``call`` the softmax is in the forward itself.
-    """
-
-    call: str | None = "attention_interface"
-    operation: str = "softmax"
+from .forms import PARTS as PARTS
+from .forms import ExpertNeurons as ExpertNeurons
+from .forms import Layout as Layout
+from .forms import Softmax as Softmax
 
 
 @dataclass(frozen=True)
@@ -33,45 +27,133 @@ class Block:
     """
 
     ln1: str | None = "input_layernorm"
-    attn: str = "self_attn"
+    #: The module in whose forward scores and pattern are made; None where there is no softmax attention.
+    attn: str | None = "self_attn"
+    #: The projections that give hook_q, hook_k and hook_v. None: queries and keys are to be had after their rotation
+    #: only, and values as attention is called with them.
     q: str | None = "self_attn.q_proj"
     k: str | None = "self_attn.k_proj"
     v: str | None = "self_attn.v_proj"
-    #: One projection in the place of ``q``, ``k`` and ``v``, and how its output axis holds them: one after the other
-    #: (``parts``), or for each head its query, key and value (``heads``).
+    #: One projection in the place of ``q``, ``k`` and ``v``, and how its output axis holds them.
     qkv: str | None = None
-    qkv_layout: Literal["parts", "heads"] = "parts"
+    qkv_layout: Layout = PARTS
+    #: Whether ``q`` holds for each head its query and then a gate on what the head writes.
+    q_gate: bool = False
     #: Norms of queries and keys, over each head or over all of them.
     q_norm: str | None = None
     k_norm: str | None = None
     qk_norm_over: Literal["head", "all"] = "head"
     #: Whether heads come before positions in what these norms are given.
     qk_norm_heads_first: bool = False
-    o: str = "self_attn.o_proj"
+    o: str | None = "self_attn.o_proj"
+    #: Whether hook_z is what the attention call returns, because something stands between that and ``o``.
+    z_from_call: bool = False
+    #: Learned logits, one a head, that take part in the softmax as a last column: an attribute's path.
+    sinks: str | None = None
     #: A norm of what attention writes, before it is added.
     ln1_post: str | None = None
     ln2: str | None = "post_attention_layernorm"
-    mlp: str = "mlp"
+    #: None for a layer that has nothing but attention or its substitute.
+    mlp: str | None = "mlp"
     #: The projection that goes through the activation function, and the one it is multiplied with.
     gate: str | None = "mlp.gate_proj"
-    mlp_in: str = "mlp.up_proj"
+    mlp_in: str | None = "mlp.up_proj"
     #: Whether ``mlp_in`` holds both, the one that goes through the activation function first.
     gate_up: bool = False
-    mlp_out: str = "mlp.down_proj"
+    mlp_out: str | None = "mlp.down_proj"
+    #: A mixture of experts in the place of ``gate``, ``mlp_in`` and ``mlp_out``, and what chooses among them.
+    experts: str | None = None
+    router: str | None = None
+    #: How the experts' weights are laid out, where they are of a known kind.
+    expert_neurons: ExpertNeurons | None = None
     ln2_post: str | None = None
     #: The modules whose output is added to the residual stream, where these are not ``ln1_post`` or ``attn`` and
-    #: ``ln2_post`` or ``mlp``.
+    #: ``ln2_post`` or ``mlp``; and an attribute that holds a factor between that output and what is added.
     attn_branch: str | None = None
     mlp_branch: str | None = None
+    attn_factor: str | None = None
+    mlp_factor: str | None = None
     #: Whether batch and position are one axis from the norm before the MLP to the MLP's output.
     flat_mlp: bool = False
+    #: Whether batch and head are one axis in scores and pattern.
+    flat_heads: bool = False
     #: Whether attention and MLP read the same residual stream, and are added together.
     parallel: bool = False
+    #: Whether ``ln1`` and ``ln2`` norm the stream itself, behind attention and MLP (Vaswani et al. 2017).
+    post_norm: bool = False
+    #: Where the residual stream between attention and MLP is the input of, if not of ``ln2`` or the MLP.
+    middle: str | None = None
+    #: What else the layer adds to the stream or does to it, in words; hook_resid_post is then no sum of the others.
+    extra: str | None = None
     #: Whether queries and keys are rotated (Su et al. 2021) before they meet, and which argument of the function that
-    #: attention calls on them is the query; the key is the next.
+    #: attention calls on them is the query; the key is the next, then the value.
     rotary: bool = True
     query_argument: int = 1
     softmax: Softmax = Softmax()
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What the table of hook points (`points.py`) asks of a layer."""
+        attends, around = self.attn is not None, self.ln1_post is not None
+        before = self.ln1 is not None and not self.post_norm
+        found = {
+            "attention": attends,
+            "queries": attends and (self.q is not None or self.qkv is not None),
+            "heads out": attends and self.o is not None,
+            "attention branch": attends or self.attn_branch is not None,
+            "norms before": before,
+            "norm before MLP": self.ln2 is not None and not self.post_norm,
+            "norm around": around and before,
+            "norm around MLP": self.ln2_post is not None and self.ln1 is not None,
+            "norms after": around and self.ln1 is None,
+            "norms behind": self.post_norm,
+            "sequential": not self.parallel and self.mlp is not None and (attends or self.attn_branch is not None),
+            "rotary": attends and (self.rotary or not (self.q or self.qkv)),
+            "qk norm": self.q_norm is not None,
+            "MLP": self.mlp is not None,
+            "neurons": self.mlp_out is not None,
+            "gate": self.mlp_out is not None and (self.gate_up or self.gate is not None),
+            "experts": self.experts is not None,
+            "expert neurons": self.expert_neurons is not None,
+        }
+        return frozenset(name for name, there in found.items() if there)
+
+    @property
+    def folds_ln1(self) -> bool:
+        """Whether weights that are shown read ``ln1``, so that its gain can be folded into them."""
+        return "norms before" in self.features and ("queries" in self.features or self.v is not None)
+
+    @property
+    def folds_ln2(self) -> bool:
+        """Whether weights that are shown read ``ln2``."""
+        return "norm before MLP" in self.features and ("neurons" in self.features or self.expert_neurons is not None)
+
+    @property
+    def moves_value_bias(self) -> bool:
+        """Whether a bias of the values adds a constant to what attention writes: rows of the pattern sum to one, and
+        nothing stands between values, pattern and output projection."""
+        plain = self.qkv is not None or self.v is not None
+        return plain and self.o is not None and self.sinks is None and not self.z_from_call
+
+    @property
+    def post_norms(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """(role, TransformerLens' name) of the norms of what attention and MLP write."""
+        if self.ln1 is None:
+            return ("ln1_post", "ln1"), ("ln2_post", "ln2")
+        return ("ln1_post", "ln1_post"), ("ln2_post", "ln2_post")
+
+    @property
+    def branches(self) -> tuple[str | None, str | None]:
+        """The modules whose outputs attention and MLP add to the residual stream."""
+        return (self.attn_branch or self.ln1_post or self.attn, self.mlp_branch or self.ln2_post or self.mlp)
+
+
+#: What the presence of a module below a layer changes, in families whose modules go by Llama's names.
+LLAMA_KINDS: Mapping[str, Mapping[str, Any]] = {
+    "self_attn.q_norm": {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"},
+    "mlp.experts": {"experts": "mlp.experts", "router": "mlp.gate", "gate": None, "mlp_in": None, "mlp_out": None},
+    "mlp.router": {"router": "mlp.router"},
+}
 
 
 @dataclass(frozen=True)
@@ -86,14 +168,19 @@ class Architecture:
     pos_offset: int = 0
     #: The attribute of the embedding that holds a factor on what it returns.
     embed_scale: str | None = None
+    #: An attribute, by its path from the root, that holds a factor between what the embedding returns and the stream.
+    embed_factor: str | None = None
     #: A norm between the embedding and the first layer.
     embed_norm: str | None = None
     layers: str = "model.layers"
-    ln_final: str = "model.norm"
+    ln_final: str | None = "model.norm"
     unembed: str = "lm_head"
+    #: What a layer is made of, and what it changes that a module (by its path below the layer) is there.
     block: Block = Block()
-    #: Whether the model does something with what its head returns (a cap, a factor) before these are logits.
-    after_unembed: bool = False
+    kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: What the model does with what its head returns before these are logits: a factor, or a cap (no linear map).
+    after_unembed: Literal["factor", "cap"] | None = None
+    #: The formula of the norms that are no torch.nn.LayerNorm.
     norm: Literal["LN", "RMS"] = "RMS"
     #: The norms' epsilon, where it is written in their code instead of an attribute.
     norm_eps: float | None = None
@@ -107,6 +194,8 @@ class Architecture:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     #: HF config attribute -> why a model that sets it is refused.
     refused: Mapping[str, str] = field(default_factory=dict)
+    #: What each layer of one model is made of (`for_model`).
+    blocks: tuple[Block, ...] = ()
 
     def for_config(self, hf_config: Any) -> Architecture:
         """The record with the variants that ``hf_config`` selects.
@@ -121,50 +210,63 @@ class Architecture:
         for attribute, change in self.variants.items():
             if getattr(hf_config, attribute, False):
                 changes |= change
-        return replace(self, block=replace(self.block, **changes)) if changes else self
+        chosen = replace(self, block=replace(self.block, **changes)) if changes else self
+        # Where the cap is an option, it is off if the config has no value for it.
+        cap = self.config.get("output_logits_soft_cap")
+        uncapped = self.after_unembed == "cap" and cap is not None and not getattr(hf_config, cap)
+        return replace(chosen, after_unembed=None) if uncapped else chosen
+
+    def for_model(self, hf_model: Any) -> Architecture:
+        """The record of one model: with its config's variants, and with what each of its layers is made of.
+
+        Raises:
+            UnsupportedModelError: see `for_config`.
+        """
+        chosen = self.for_config(hf_model.config)
+        return replace(chosen, blocks=tuple(map(chosen.block_of, hf_model.get_submodule(self.layers))))
+
+    def block_of(self, layer: Any) -> Block:
+        """What one layer is made of."""
+        there, changes = {path for path, _ in layer.named_modules()}, dict[str, Any]()
+        for path, change in {**LLAMA_KINDS, **self.kinds}.items():
+            if path in there:
+                changes |= change
+        return replace(self.block, **changes) if changes else self.block
+
+    @property
+    def behind_layers(self) -> str:
+        """The path of what reads the residual stream after the last layer."""
+        return self.ln_final or self.unembed
 
     def layer(self, index: int) -> str:
         """The path of one layer."""
         return f"{self.layers}.{index}"
 
+    def below(self, index: int, path: str) -> str:
+        """The path of what is at ``path`` below a layer."""
+        return f"{self.layers}.{index}.{path}" if path else f"{self.layers}.{index}"
+
     def in_layer(self, index: int, role: str) -> str:
         """The path of a role of `Block` in one layer.
 
         Raises:
-            LookupError: if the family has no such role.
+            LookupError: if the layer has no such role.
         """
-        path = getattr(self.block, role)
+        path = getattr(self.blocks[index] if self.blocks else self.block, role)
         if path is None:
-            raise LookupError(f"{self.model_type} has no {role!r} in its layers")
-        return f"{self.layers}.{index}.{path}" if path else f"{self.layers}.{index}"
+            raise LookupError(f"{self.model_type} has no {role!r} in layer {index}")
+        return self.below(index, path)
 
     @property
     def features(self) -> frozenset[str]:
-        """What the table of hook points (`points.py`) asks of an architecture."""
-        block = self.block
-        around = block.ln1_post is not None
+        """What the table of hook points (`points.py`) asks of what is around the layers."""
         found = {
             "embedding norm": self.embed_norm is not None,
             "learned positions": self.pos_embed is not None,
-            "norms before": block.ln1 is not None,
-            "norms around": around and block.ln1 is not None,
-            "norms after": around and block.ln1 is None,
-            "sequential": not block.parallel,
-            "rotary": block.rotary,
-            "qk norm": block.q_norm is not None,
-            "gate": block.gate_up or block.gate is not None,
+            "final norm": self.ln_final is not None,
         }
         return frozenset(name for name, there in found.items() if there)
 
-    @property
-    def post_norms(self) -> tuple[tuple[str, str], tuple[str, str]]:
-        """(role, TransformerLens' name) of the norms of what attention and MLP write."""
-        if self.block.ln1 is None:
-            return ("ln1_post", "ln1"), ("ln2_post", "ln2")
-        return ("ln1_post", "ln1_post"), ("ln2_post", "ln2_post")
-
-    @property
-    def branches(self) -> tuple[str, str]:
-        """The paths, below a layer, of the modules whose outputs attention and MLP add to the residual stream."""
-        block = self.block
-        return (block.attn_branch or block.ln1_post or block.attn, block.mlp_branch or block.ln2_post or block.mlp)
+    def any_layer(self, feature: str) -> bool:
+        """Whether some layer has one of `Block.features`."""
+        return any(feature in block.features for block in self.blocks)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..basis import Basis, HeadMaps
 from .norm_sites import Norm, fire_norm, keep_norm
-from .places import ArgumentPlace, Place, SoftmaxPlace
+from .places import AnyPlace, ArgumentPlace, Place, ResultPlace
 from .sites import Run, Site
+from .squares import SquareForm
 
 LETTERS = ("q", "k", "v")
 
@@ -70,7 +71,8 @@ class AttentionInputSite(Site):
         """What the norm reads for q, k and v, and which of these a hook has changed."""
         if not (run.cfg.use_attn_in or run.cfg.use_split_qkv_input):
             return dict.fromkeys(LETTERS, x), set()
-        heads = {"q": run.cfg.n_heads, **dict.fromkeys("kv", run.cfg.n_key_value_heads or run.cfg.n_heads)}
+        there = run.basis.weights.parameters.heads(self.layer)
+        heads = {"q": there.queries, **dict.fromkeys("kv", there.key_values)}
         copy = run.stream.read(x).unsqueeze(-2)
         inputs = {letter: copy.expand(*x.shape[:-1], heads[letter], x.shape[-1]) for letter in LETTERS}
         changed = set()
@@ -132,14 +134,21 @@ class QKVSite(Site):
                 if edited:
                     parts[index], changed = self._write(run, letter, part, shown, value, maps), True
         if changed:
-            joined = parts[0].flatten(-2) if len(parts) == 1 else run.basis.weights.parameters.join(parts)
-            run.write(self.place, joined)
+            run.write(self.place, self._joined(run, parts))
 
     def _parts(self, run: Run) -> list[Tensor]:
         x, parameters = run.read(self.place), run.basis.weights.parameters
-        if len(self.letters) == 1:
-            return [x.unflatten(-1, (parameters.n_heads(self.letters.upper()), run.cfg.d_head))]
-        return [parameters.slice(x, letter) for letter in "QKV"]
+        return [parameters.slice(x, letter, self.layer) for letter in self.letters.upper()]
+
+    def _joined(self, run: Run, parts: list[Tensor]) -> Tensor:
+        parameters = run.basis.weights.parameters
+        if len(parts) == 3:
+            return parameters.join(parts, self.layer)
+        if self.letters == "q" and parameters.architecture.blocks[self.layer].q_gate:
+            heads = parameters.heads(self.layer)
+            gates = run.read(self.place).unflatten(-1, (heads.queries, -1))[..., heads.size :]
+            return torch.cat([parts[0], gates], dim=-1).flatten(-2)
+        return parts[0].flatten(-2)
 
     def record(self, run: Run) -> None:
         if run.basis.head_maps(self.layer) is not None:
@@ -174,39 +183,62 @@ class QKVSite(Site):
         return value if bias is None else value + bias
 
 
-class RotarySite(Site):
-    """hook_rot_q or hook_rot_k: queries or keys after their rotation, as they meet."""
+class ArgumentSite(Site):
+    """What attention is called with: hook_rot_q and hook_rot_k, and hook_v where no projection gives it.
 
-    def __init__(self, name: str, place: ArgumentPlace) -> None:
+    Args:
+        query: where the queries are, for a point that shows those positions only which are new.
+    """
+
+    def __init__(self, name: str, place: ArgumentPlace, query: ArgumentPlace | None = None) -> None:
         self.names = (name,)
         self.place = place
+        self.query = query
 
     def visit(self, run: Run) -> None:
-        value, changed = run.fire(self.names[0], run.read(self.place).transpose(1, 2), live=True)
+        whole, new = self._read(run)
+        value, changed = run.fire(self.names[0], new.transpose(1, 2), live=True)
         if changed:
-            run.write(self.place, value.transpose(1, 2))
+            old = whole[:, :, : whole.shape[2] - new.shape[2]]
+            run.write(self.place, torch.cat([old, value.transpose(1, 2)], dim=2))
 
     def record(self, run: Run) -> None:
-        run.keep(self.names[0], run.read(self.place).transpose(1, 2))
+        run.keep(self.names[0], self._read(run)[1].transpose(1, 2))
+
+    def _read(self, run: Run) -> tuple[Tensor, Tensor]:
+        whole = run.read(self.place)
+        if self.query is None:
+            return whole, whole
+        return whole, whole[:, :, -self.query.read(run.view).shape[2] :]
 
 
 class ScoresSite(Site):
-    """hook_attn_scores: the softmax's input, with masked entries at -inf instead of HF's smallest finite number."""
+    """hook_attn_scores: the softmax's input, with masked entries at -inf instead of HF's smallest finite number.
 
-    def __init__(self, layer: int, place: SoftmaxPlace) -> None:
+    Args:
+        form: how the scores lie in what the softmax is given.
+    """
+
+    def __init__(self, layer: int, place: AnyPlace, form: SquareForm) -> None:
         self.layer = layer
         self.names = (f"blocks.{layer}.attn.hook_attn_scores",)
         self.place = place
+        self.form = form
 
     def visit(self, run: Run) -> None:
-        value = masked_scores(run.read(self.place))
+        raw = run.read(self.place)
+        value = masked_scores(self.form.scores(raw, run))
         value, changed = run.fire(self.names[0], value, live=False)
         if changed:
-            run.write(self.place, value)
+            run.write(self.place, self.form.scores_to_hf(value, raw, run))
             run.edited_scores.add(self.layer)
 
     def record(self, run: Run) -> None:
-        run.keep_later(self.names[0], run.read(self.place), masked_scores)
+        raw = run.read(self.place)
+        if self.form.plain:
+            run.keep_later(self.names[0], raw, masked_scores)
+        else:
+            run.keep(self.names[0], masked_scores(self.form.scores(raw, run)))
 
 
 def masked_scores(x: Tensor) -> Tensor:
@@ -217,23 +249,25 @@ def masked_scores(x: Tensor) -> Tensor:
 class PatternSite(Site):
     """hook_pattern: the softmax's output; a row that edited scores made undefined attends to nothing."""
 
-    def __init__(self, layer: int, place: SoftmaxPlace, scores: ScoresSite) -> None:
+    def __init__(self, layer: int, place: AnyPlace, scores: ScoresSite) -> None:
         self.layer = layer
         self.names = (f"blocks.{layer}.attn.hook_pattern",)
         self.place = place
+        self.form = scores.form
         self.after_edits_of = scores.names
 
     def visit(self, run: Run) -> None:
-        value, changed = run.read(self.place), False
+        raw = run.read(self.place)
+        value, changed = self.form.pattern(raw, run), False
         if self.layer in run.edited_scores:
             value, changed = torch.where(value.isnan(), torch.zeros_like(value), value), True
         value, edited = run.fire(self.names[0], value, live=not changed)
         if changed or edited:
-            run.write(self.place, value)
+            run.write(self.place, self.form.pattern_to_hf(value, raw))
             run.missing_rows[self.layer] = 1 - value.sum(-1)
 
     def record(self, run: Run) -> None:
-        run.keep(self.names[0], run.read(self.place))
+        run.keep(self.names[0], self.form.pattern(run.read(self.place), run))
 
 
 class ZSite(Site):
@@ -242,7 +276,7 @@ class ZSite(Site):
     def __init__(self, layer: int, path: str, upstream: tuple[str, ...]) -> None:
         self.layer = layer
         self.z, self.result = (f"blocks.{layer}.attn.hook_{name}" for name in ("z", "result"))
-        self.names = (self.z, self.result)
+        self.names: tuple[str, ...] = (self.z, self.result)
         self.path = path
         self.place = Place(path, "input")
         self.after_edits_of = upstream
@@ -251,8 +285,7 @@ class ZSite(Site):
         return basis.processing.moves_value_bias
 
     def visit(self, run: Run) -> None:
-        x = run.read(self.place)
-        heads = x.unflatten(-1, (run.cfg.n_heads, run.cfg.d_head))
+        heads = self._heads(run)
         value, changed = self._read(run, heads)
         # A map of the heads is a new tensor, and the one shown has to be kept to see what an edit changed.
         shown, mapped = value, run.basis.head_maps(self.layer) is not None
@@ -260,19 +293,22 @@ class ZSite(Site):
         if changed or edited:
             run.write(self.place, self._write(run, heads, shown, value).flatten(-2))
         if run.listens(self.result):
-            self._visit_result(run, value)
+            show_result(run, self.layer, self.result, self.path, value)
 
     def record(self, run: Run) -> None:
         if run.listens(self.result) or run.basis.head_maps(self.layer) is not None:
             self.visit(run)
             return
-        heads, bias = run.read(self.place).unflatten(-1, (run.cfg.n_heads, run.cfg.d_head)), self._bias(run)
+        heads, bias = self._heads(run), self._bias(run)
         if bias is None:
             run.keep(self.z, heads)
         else:
             # The bias may be the parameter itself, which training moves on.
             bias = bias.clone()
             run.keep_later(self.z, heads, lambda z: z - bias)
+
+    def _heads(self, run: Run) -> Tensor:
+        return run.read(self.place).unflatten(-1, (run.basis.weights.parameters.heads(self.layer).queries, -1))
 
     def _read(self, run: Run, heads: Tensor) -> tuple[Tensor, bool]:
         bias, maps = self._bias(run), run.basis.head_maps(self.layer)
@@ -295,18 +331,55 @@ class ZSite(Site):
 
     def _bias(self, run: Run) -> Tensor | None:
         """The value bias of each query head."""
-        bias = run.value_bias(self.layer)
-        times = run.cfg.n_heads // (run.cfg.n_key_value_heads or run.cfg.n_heads)
+        bias, heads = run.value_bias(self.layer), run.basis.weights.parameters.heads(self.layer)
+        times = heads.queries // heads.key_values
         return bias if bias is None or times == 1 else bias.repeat_interleave(times, dim=0)
 
-    def _visit_result(self, run: Run, z: Tensor) -> None:
-        weights = run.basis.weights.attention_output(self.layer)
-        result = torch.einsum("bphd,hdm->bphm", z, weights["W_O"])
-        result, changed = run.fire(self.result, result, live=False)
+
+class CalledZSite(Site):
+    """hook_z where something stands between it and the output projection: what the attention call returns."""
+
+    def __init__(self, layer: int, place: ResultPlace) -> None:
+        self.layer = layer
+        self.names = (f"blocks.{layer}.attn.hook_z",)
+        self.place = place
+
+    def visit(self, run: Run) -> None:
+        raw = run.read(self.place)
+        queries = run.basis.weights.parameters.heads(self.layer).queries
+        heads = raw if raw.dim() == 4 else raw.unflatten(-1, (queries, -1))
+        value, changed = run.fire(self.names[0], heads, live=True)
         if changed:
-            output = result.sum(-2) + weights["b_O"]
-            run.write(Place(self.path, "output"), output)
-            run.stream.branch_written(output)
+            run.write(self.place, value if raw.dim() == 4 else value.flatten(-2))
+
+    def record(self, run: Run) -> None:
+        self.visit(run)
+
+
+class ResultSite(Site):
+    """hook_result where hook_z is elsewhere: what each head writes with what the output projection is given."""
+
+    def __init__(self, layer: int, path: str) -> None:
+        self.layer = layer
+        self.path = path
+        self.names = (f"blocks.{layer}.attn.hook_result",)
+        self.place = Place(path, "input")
+
+    def visit(self, run: Run) -> None:
+        queries = run.basis.weights.parameters.heads(self.layer).queries
+        heads = run.read(self.place).unflatten(-1, (queries, -1))
+        show_result(run, self.layer, self.names[0], self.path, heads)
+
+
+def show_result(run: Run, layer: int, name: str, path: str, heads: Tensor) -> None:
+    """Show what each head writes, and put an edit of it in as the output of the projection at ``path``."""
+    weights = run.basis.weights.attention_output(layer)
+    result = torch.einsum("bphd,hdm->bphm", heads, weights["W_O"])
+    result, changed = run.fire(name, result, live=False)
+    if changed:
+        output = result.sum(-2) + weights["b_O"]
+        run.write(Place(path, "output"), output)
+        run.stream.branch_written(output)
 
 
 def _moved(heads: Tensor, shown: Tensor, value: Tensor, back: Tensor) -> Tensor:

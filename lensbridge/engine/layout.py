@@ -1,7 +1,7 @@
 """Which sites does a model have, and where?
 
-The record of its architecture says where each role lives; here each role becomes the sites that TransformerLens' points
-are served at, in TransformerLens' firing order.
+The record of its architecture says where each role lives in each layer; here each role becomes the sites that
+TransformerLens' points are served at, in TransformerLens' firing order.
 """
 
 from __future__ import annotations
@@ -10,9 +10,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..architectures import Architecture
-from .attention_sites import AttentionInputSite, PatternSite, QKVSite, RotarySite, ScoresSite, ZSite
+from .attention_sites import (
+    ArgumentSite,
+    AttentionInputSite,
+    CalledZSite,
+    PatternSite,
+    QKVSite,
+    ResultSite,
+    ScoresSite,
+    ZSite,
+)
+from .expert_sites import ExpertsSite
 from .norm_sites import CopySite, HeadNormSite, Norm, NormSite, ReaderSite, UnembedInSite
-from .places import ArgumentPlace, Place, Side, SoftmaxPlace
+from .places import AnyPlace, ArgumentPlace, FactorPlace, Place, ResultPlace, Side, SoftmaxPlace
 from .sites import (
     BranchSite,
     GateUpSite,
@@ -23,6 +33,7 @@ from .sites import (
     UncentredEmbedSite,
     UnembedOutSite,
 )
+from .squares import SquareForm
 
 
 def sites_of(
@@ -34,97 +45,186 @@ def sites_of(
         norms: the model's norms, by path.
     """
     before: list[Site] = []
+    embedding = _scaled(Place(architecture.embed, "output"), "", architecture.embed_factor)
     if architecture.embed_norm is not None:
         before.append(NormSite("embed.ln", norms[architecture.embed_norm]))
         before.append(UncentredEmbedSite("hook_embed", Place(architecture.embed_norm, "output")))
     else:
-        before.append(BranchSite("hook_embed", Place(architecture.embed, "output")))
+        before.append(BranchSite("hook_embed", embedding))
     if architecture.pos_embed is not None:
         before.append(PositionSite("hook_pos_embed", Place(architecture.pos_embed, "output")))
-    blocks = [_block_sites(architecture, layer, norms) for layer in range(cfg.n_layers)]
-    norm, head = norms[architecture.ln_final], architecture.unembed
-    after: list[Site] = [
-        NormSite("ln_final", norm, final=True),
-        UnembedInSite("unembed.hook_in", Place(head, "input"), norm),
-        UnembedOutSite("unembed.hook_out", Place(head, "output")),
-    ]
-    return before, blocks, after
+    blocks = [_BlockLayout(architecture, layer, norms).sites() for layer in range(cfg.n_layers)]
+    norm, head = architecture.ln_final and norms[architecture.ln_final], architecture.unembed
+    after: list[Site] = [NormSite("ln_final", norm, final=True)] if norm else []
+    after.append(UnembedInSite("unembed.hook_in", Place(head, "input"), norm or None))
+    return before, blocks, [*after, UnembedOutSite("unembed.hook_out", Place(head, "output"))]
 
 
-def _block_sites(architecture: Architecture, layer: int, norms: Mapping[str, Norm]) -> list[Site]:
-    prefix, block, path = f"blocks.{layer}", architecture.block, architecture.layer(layer)
-    post: list[list[Site]] = []
-    for role, name in architecture.post_norms:
-        there = getattr(block, role) is not None
-        post.append([NormSite(f"{prefix}.{name}", norms[architecture.in_layer(layer, role)])] if there else [])
-    middle: list[Site] = []
-    if not block.parallel:
-        reader = architecture.in_layer(layer, "ln2" if block.ln2 is not None else "mlp")
-        middle.append(StreamSite(f"{prefix}.hook_resid_mid", Place(reader, "input", block.flat_mlp), in_place=True))
-    attn_branch, mlp_branch = (f"{path}.{branch}" for branch in architecture.branches)
-    return [
-        StreamSite(f"{prefix}.hook_resid_pre", Place(path, "input")),
-        *_attention_sites(architecture, layer, norms),
-        *post[0],
-        BranchSite(f"{prefix}.hook_attn_out", Place(attn_branch, "output"), (f"{prefix}.attn.hook_result",)),
-        *middle,
-        *_mlp_sites(architecture, layer, norms),
-        *post[1],
-        BranchSite(f"{prefix}.hook_mlp_out", Place(mlp_branch, "output", block.flat_mlp)),
-        StreamSite(f"{prefix}.hook_resid_post", Place(path, "output")),
-    ]
+def _scaled(place: Place, owner: str, factor: str | None) -> Place:
+    """The place, with the factor that stands behind it."""
+    return place if factor is None else FactorPlace(place.path, place.side, place.flat, owner, factor)
 
 
-def _attention_sites(architecture: Architecture, layer: int, norms: Mapping[str, Norm]) -> list[Site]:
-    block, prefix = architecture.block, f"blocks.{layer}.attn"
+class _BlockLayout:
+    """The sites of one layer."""
 
-    def path(role: str) -> str:
-        return architecture.in_layer(layer, role)
+    def __init__(self, architecture: Architecture, layer: int, norms: Mapping[str, Norm]) -> None:
+        self.architecture = architecture
+        self.block = architecture.blocks[layer]
+        self.layer = layer
+        self.norms = norms
+        self.prefix = f"blocks.{layer}"
+        self.root = architecture.layer(layer)
 
-    norm = None if block.ln1 is None else norms[path("ln1")]
-    inputs = AttentionInputSite(layer, Place(architecture.layer(layer), "input"), norm, block.ln1 == block.ln2)
-    sites: list[Site] = [inputs]
-    for letters in ("q", "k", "v") if block.qkv is None else ("qkv",):
-        sites.append(QKVSite(layer, path(letters), inputs, letters))
-    for letter in "qk":
-        role = f"{letter}_norm"
-        if getattr(block, role) is not None:
-            norm = norms[path(role)]
-            per_head = block.qk_norm_over == "head"
-            site = (
-                HeadNormSite(f"{prefix}.{role}", norm, block.qk_norm_heads_first)
-                if per_head
-                else NormSite(f"{prefix}.{role}", norm)
-            )
-            sites.append(site)
-    if block.rotary:
-        for index, letter in enumerate("qk", start=block.query_argument):
-            sites.append(RotarySite(f"{prefix}.hook_rot_{letter}", ArgumentPlace(path("attn"), index)))
-    scores = ScoresSite(layer, SoftmaxPlace(path("attn"), "input"))
-    pattern = PatternSite(layer, SoftmaxPlace(path("attn"), "output"), scores)
-    return [*sites, scores, pattern, ZSite(layer, path("o"), (*scores.names, *pattern.names))]
+    def path(self, role: str) -> str:
+        """Where a role is in the HF model."""
+        return self.architecture.in_layer(self.layer, role)
 
+    def there(self, role: str) -> bool:
+        """Whether the layer has a role."""
+        return getattr(self.block, role) is not None
 
-def _mlp_sites(architecture: Architecture, layer: int, norms: Mapping[str, Norm]) -> list[Site]:
-    block, prefix = architecture.block, f"blocks.{layer}"
+    def place(self, role: str, side: Side) -> Place:
+        """A role of the MLP."""
+        return Place(self.path(role), side, self.block.flat_mlp)
 
-    def place(role: str, side: Side) -> Place:
-        return Place(architecture.in_layer(layer, role), side, block.flat_mlp)
+    def norm_sites(self, role: str, name: str) -> list[Site]:
+        """The norm in a role, if there is one, under TransformerLens' name."""
+        return [NormSite(f"{self.prefix}.{name}", self.norms[self.path(role)])] if self.there(role) else []
 
-    sites: list[Site] = []
-    if block.ln2 is None:
-        sites.append(CopySite(f"{prefix}.hook_mlp_in", place("mlp", "input")))
-    else:
-        shared = block.ln1 == block.ln2
-        norm = norms[architecture.in_layer(layer, "ln2")]
-        ln2 = NormSite(f"{prefix}.ln2", norm, reader=f"{prefix}.mlp.hook_in", shared=shared, flat=block.flat_mlp)
-        copy = CopySite(f"{prefix}.hook_mlp_in", ln2.place, ln2 if shared else None)
-        sites += [copy, ln2, *([ReaderSite(ln2, copy, place("mlp", "input"))] if shared else [])]
-    pre, linear = f"{prefix}.mlp.hook_pre", f"{prefix}.mlp.hook_pre_linear"
-    if block.gate_up:
-        sites.append(GateUpSite((pre, linear), place("mlp_in", "output")))
-    elif block.gate is not None:
-        sites += [PlainSite(pre, place("gate", "output")), PlainSite(linear, place("mlp_in", "output"))]
-    else:
-        sites.append(PlainSite(pre, place("mlp_in", "output")))
-    return [*sites, PlainSite(f"{prefix}.mlp.hook_post", place("mlp_out", "input"))]
+    def sites(self) -> list[Site]:
+        """All of them."""
+        block, prefix = self.block, self.prefix
+        around = [[]] * 2 if block.post_norm else [self.norm_sites(*each) for each in block.post_norms]
+        return [
+            StreamSite(f"{prefix}.hook_resid_pre", Place(self.root, "input")),
+            *self.attention(),
+            *around[0],
+            *self.branch("attn", (f"{prefix}.attn.hook_result",)),
+            *self.middle(),
+            *self.mlp(),
+            *around[1],
+            *self.branch("mlp"),
+            *self.end(),
+        ]
+
+    def branch(self, part: str, after_edits_of: tuple[str, ...] = ()) -> list[Site]:
+        """What attention or the MLP adds to the stream."""
+        path = self.block.branches[part == "mlp"]
+        if path is None:
+            return []
+        place = Place(self.architecture.below(self.layer, path), "output", part == "mlp" and self.block.flat_mlp)
+        scaled = _scaled(place, self.root, getattr(self.block, f"{part}_factor"))
+        return [BranchSite(f"{self.prefix}.hook_{part}_out", scaled, after_edits_of)]
+
+    def middle(self) -> list[Site]:
+        """The stream between attention and MLP."""
+        block = self.block
+        if "sequential" not in block.features:
+            return []
+        if block.post_norm:
+            place = Place(self.path("ln1"), "input")
+            stream = StreamSite(f"{self.prefix}.hook_resid_mid", place)
+            return [stream, *self.norm_sites("ln1", "ln1")]
+        reader = block.middle or block.ln2 or block.mlp
+        assert reader is not None
+        place = Place(self.architecture.below(self.layer, reader), "input", block.flat_mlp)
+        return [StreamSite(f"{self.prefix}.hook_resid_mid", place, in_place=True)]
+
+    def end(self) -> list[Site]:
+        """The stream behind the MLP."""
+        name = f"{self.prefix}.hook_resid_post"
+        if not self.block.post_norm:
+            return [StreamSite(name, Place(self.root, "output"))]
+        stream = StreamSite(name, Place(self.path("ln2"), "input"))
+        after = StreamSite(f"{self.prefix}.hook_normalized_resid_post", Place(self.root, "output"))
+        return [stream, *self.norm_sites("ln2", "ln2"), after]
+
+    # --- attention ----------------------------------------------------------------------------------------------------
+
+    def attention(self) -> list[Site]:
+        """From the norm before attention to what its heads write."""
+        block, prefix = self.block, f"{self.prefix}.attn"
+        before = self.there("ln1") and not block.post_norm
+        if "queries" not in block.features:
+            sites: list[Site] = self.norm_sites("ln1", "ln1") if before else []
+        else:
+            norm = self.norms[self.path("ln1")] if before else None
+            start = Place(self.root, "input")
+            inputs = AttentionInputSite(self.layer, start, norm, block.ln1 == block.ln2)
+            fused = block.qkv is not None
+            roles = ["qkv"] if fused else [role for role in ("q", "k", "v") if self.there(role)]
+            sites = [inputs, *(QKVSite(self.layer, self.path(role), inputs, role) for role in roles)]
+        if block.attn is None:
+            return sites
+        sites += [site for letter in "qk" for site in self.head_norm(letter)]
+        query, key, value = (ArgumentPlace(self.path("attn"), block.query_argument + index) for index in range(3))
+        if "rotary" in block.features:
+            sites += [ArgumentSite(f"{prefix}.hook_rot_q", query), ArgumentSite(f"{prefix}.hook_rot_k", key)]
+        if block.qkv is None and block.v is None:
+            sites.append(ArgumentSite(f"{prefix}.hook_v", value, query))
+        return [*sites, *self.heads()]
+
+    def head_norm(self, letter: str) -> list[Site]:
+        """The norm of queries or keys."""
+        role, block = f"{letter}_norm", self.block
+        if not self.there(role):
+            return []
+        name, norm = f"{self.prefix}.attn.{role}", self.norms[self.path(role)]
+        if block.qk_norm_over == "head":
+            return [HeadNormSite(name, norm, block.qk_norm_heads_first)]
+        return [NormSite(name, norm)]
+
+    def heads(self) -> list[Site]:
+        """Scores, pattern, z and what the heads write."""
+        block, layer = self.block, self.layer
+        form = SquareForm(self.root, block.sinks, block.flat_heads)
+        scores = ScoresSite(layer, self.square("input"), form)
+        pattern = PatternSite(layer, self.square("output"), scores)
+        sites: list[Site] = [scores, pattern]
+        upstream = (*scores.names, *pattern.names)
+        if block.z_from_call or block.o is None:
+            sites.append(CalledZSite(layer, ResultPlace(self.path("attn"))))
+            return sites if block.o is None else [*sites, ResultSite(layer, self.path("o"))]
+        return [*sites, ZSite(layer, self.path("o"), upstream)]
+
+    def square(self, side: Side) -> AnyPlace:
+        """The softmax of attention."""
+        module = self.block.softmax.module
+        if module is not None:
+            return Place(self.architecture.below(self.layer, module), side)
+        return SoftmaxPlace(self.path("attn"), side)
+
+    # --- MLP ----------------------------------------------------------------------------------------------------------
+
+    def mlp(self) -> list[Site]:
+        """From the norm before the MLP to its neurons."""
+        block, prefix = self.block, self.prefix
+        if block.mlp is None:
+            return []
+        sites: list[Site] = []
+        if block.post_norm:
+            sites.append(CopySite(f"{prefix}.hook_mlp_in", Place(self.path("ln1"), "input")))
+        elif block.ln2 is None:
+            sites.append(CopySite(f"{prefix}.hook_mlp_in", self.place("mlp", "input")))
+        else:
+            shared = block.ln1 == block.ln2
+            norm = self.norms[self.path("ln2")]
+            ln2 = NormSite(f"{prefix}.ln2", norm, reader=f"{prefix}.mlp.hook_in", shared=shared, flat=block.flat_mlp)
+            copy = CopySite(f"{prefix}.hook_mlp_in", ln2.place, ln2 if shared else None)
+            sites += [copy, ln2, *([ReaderSite(ln2, copy, self.place("mlp", "input"))] if shared else [])]
+        if block.experts is not None:
+            sites.append(ExpertsSite(prefix, self.path("experts"), block))
+        return [*sites, *(self.neurons() if block.mlp_out is not None else [])]
+
+    def neurons(self) -> list[Site]:
+        """The MLP's activations."""
+        block, pre, linear = self.block, f"{self.prefix}.mlp.hook_pre", f"{self.prefix}.mlp.hook_pre_linear"
+        sites: list[Site]
+        if block.gate_up:
+            sites = [GateUpSite((pre, linear), self.place("mlp_in", "output"))]
+        elif block.gate is not None:
+            sites = [PlainSite(pre, self.place("gate", "output")), PlainSite(linear, self.place("mlp_in", "output"))]
+        else:
+            sites = [PlainSite(pre, self.place("mlp_in", "output"))]
+        return [*sites, PlainSite(f"{self.prefix}.mlp.hook_post", self.place("mlp_out", "input"))]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..architectures import Architecture
+from ..parameters import is_centred
 from .places import AnyPlace, Place
 from .sites import Run, Site
 
@@ -36,7 +37,7 @@ class Norm:
         eps = architecture.norm_eps
         if eps is None:
             eps = next(getattr(module, name) for name in EPSILONS if hasattr(module, name))
-        return cls(path, float(eps), architecture.norm == "LN", folds)
+        return cls(path, float(eps), is_centred(module, architecture), folds)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(x, without its mean if that is taken out; scale), in float32 at least, as TransformerLens has them."""
@@ -226,9 +227,10 @@ class CopySite(Site):
 class UnembedInSite(Site):
     """``unembed.hook_in``: the final norm's output, without gain and bias where these are folded away."""
 
-    def __init__(self, name: str, place: Place, norm: Norm) -> None:
+    def __init__(self, name: str, place: Place, norm: Norm | None) -> None:
         self.names = (name,)
         self.place = place
+        #: None where the residual stream itself is unembedded.
         self.norm = norm
 
     def visit(self, run: Run) -> None:
@@ -236,10 +238,10 @@ class UnembedInSite(Site):
         value = run.final_norm if folded and run.final_norm is not None else run.read(self.place)
         value, changed = run.fire(self.names[0], value, live=True)
         if changed:
-            run.write(self.place, run.basis.norm_output_as_hf(value, self.norm))
+            run.write(self.place, value if self.norm is None else run.basis.norm_output_as_hf(value, self.norm))
 
     def record(self, run: Run) -> None:
-        if run.basis.processing.fold_ln and run.final_input is not None:
+        if self.norm is not None and run.basis.processing.fold_ln and run.final_input is not None:
             # Nothing of the model is asked for later, when it may have changed.
             norm, dtype = self.norm, run.basis.weights.parameters.gain(self.norm.path).dtype
             if run.stream.centred:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..architectures.record import Softmax
+from ..parameters import factor_of
 from .operations import Operation
 
 Side = Literal["input", "output"]
@@ -69,6 +70,10 @@ class View:
             module = self.nnsight._module.get_submodule(path)
             part = self._parts[path] = self.nnsight.interleaver.envoys[id(module)]
         return part
+
+    def module(self, path: str) -> nn.Module:
+        """A module of the HF model itself."""
+        return self._modules[path]
 
     @property
     def paths(self) -> list[str]:
@@ -151,7 +156,7 @@ class Place:
     def read(self, view: View) -> Tensor:
         """The live tensor; waits until the forward pass gets here."""
         value = getattr(view[self.path], self.side)
-        return value[0] if isinstance(value, tuple) else value
+        return value[0] if isinstance(value, tuple | list) else value
 
     def write(self, view: View, value: Tensor) -> None:
         """Put ``value`` in the tensor's place for the rest of the forward pass."""
@@ -162,7 +167,7 @@ class Place:
             envoy.input = value
             return
         now = envoy.output
-        envoy.output = (value, *now[1:]) if isinstance(now, tuple) else value
+        envoy.output = type(now)((value, *now[1:])) if isinstance(now, tuple | list) else value
 
 
 @dataclass(frozen=True)
@@ -195,7 +200,42 @@ class ArgumentPlace:
         call.inputs = ((*args[: self.argument], value, *args[self.argument + 1 :]), kwargs)
 
 
-AnyPlace = Place | ArgumentPlace | SoftmaxPlace
+@dataclass(frozen=True)
+class ResultPlace:
+    """What the function returns that an attention calls on its queries, keys and values (first of a tuple)."""
+
+    path: str
+
+    def read(self, view: View) -> Tensor:
+        value = view.operations[self.path].around.output
+        return value[0] if isinstance(value, tuple) else value
+
+    def write(self, view: View, value: Tensor) -> None:
+        call = view.operations[self.path].around
+        now = call.output
+        call.output = (value, *now[1:]) if isinstance(now, tuple) else value
+
+
+@dataclass(frozen=True)
+class FactorPlace(Place):
+    """What is added to the stream where a factor stands between it and a module's output.
+
+    ``owner`` is the module below which the attribute ``factor`` holds it.
+    """
+
+    owner: str = ""
+    factor: str = ""
+
+    def read(self, view: View) -> Tensor:
+        value, factor = super().read(view), factor_of(view.module(self.owner), self.factor)
+        return value if factor is None else value * factor
+
+    def write(self, view: View, value: Tensor) -> None:
+        factor = factor_of(view.module(self.owner), self.factor)
+        super().write(view, value if factor is None else value / factor)
+
+
+AnyPlace = Place | ArgumentPlace | SoftmaxPlace | ResultPlace
 
 
 class _SoftmaxRecorder(TorchFunctionMode):

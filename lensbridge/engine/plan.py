@@ -14,7 +14,7 @@ from torch import nn
 from ..basis import Basis
 from ..hook_points import HookPoint
 from .norm_sites import NormSite
-from .places import ArgumentPlace, SoftmaxPlace
+from .places import ArgumentPlace, ResultPlace, SoftmaxPlace
 from .sites import Site
 
 #: The points that somebody listens to, by name.
@@ -69,7 +69,12 @@ def make_plan(
     chosen.sort(key=lambda site: rank_of(site, order))
     paths = frozenset(path for site in chosen for path in (site.place.path, *site.writes_at)) | frozenset(ends)
     eager = any(isinstance(site.place, SoftmaxPlace) for site in chosen)
-    return Plan(tuple(chosen), paths, eager or any(isinstance(site.place, ArgumentPlace) for site in chosen), eager)
+    return Plan(
+        tuple(chosen),
+        paths,
+        eager or any(isinstance(site.place, ArgumentPlace | ResultPlace) for site in chosen),
+        eager,
+    )
 
 
 def _needed(site: Site, listened: set[str], edits: Mapping[str, bool], basis: Basis) -> bool:
@@ -87,6 +92,8 @@ def rank_of(site: Site, order: Mapping[tuple[str, str], int]) -> tuple[int, int]
     place = site.place
     if isinstance(place, ArgumentPlace):
         return order.get((place.path, "softmax"), 0), -1
+    if isinstance(place, ResultPlace):
+        return order.get((place.path, "softmax"), 0), 2
     if isinstance(place, SoftmaxPlace):
         return order.get((place.path, "softmax"), 0), int(place.side == "output")
     return order[(place.path, place.side)], 0

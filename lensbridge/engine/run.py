@@ -29,7 +29,7 @@ from .sites import Recording, Run, Site
 from .turns import Turns, in_turn, turn
 
 #: Norms that processing leaves as they are: nothing linear reads what they return.
-UNFOLDED_NORMS = ("ln1_post", "ln2_post", "q_norm", "k_norm")
+UNFOLDED_NORMS = dict.fromkeys(("ln1_post", "ln2_post", "q_norm", "k_norm"), False)
 
 
 @dataclass
@@ -83,10 +83,11 @@ class Engine:
     def norms(self) -> dict[str, Norm]:
         """Every norm of the model, by its path in the HF model."""
         arch = self.architecture
-        folds = {arch.ln_final: True} | ({arch.embed_norm: False} if arch.embed_norm else {})
-        for role, folded in {"ln1": True, "ln2": True, **dict.fromkeys(UNFOLDED_NORMS, False)}.items():
-            if getattr(arch.block, role) is not None:
-                folds |= {arch.in_layer(layer, role): folded for layer in range(self.cfg.n_layers)}
+        folds = {path: folded for path, folded in ((arch.ln_final, True), (arch.embed_norm, False)) if path}
+        for layer, block in enumerate(arch.blocks):
+            for role, folded in {"ln1": block.folds_ln1, "ln2": block.folds_ln2, **UNFOLDED_NORMS}.items():
+                if getattr(block, role) is not None:
+                    folds.setdefault(arch.in_layer(layer, role), folded)
         module = self.hf_model.get_submodule
         return {path: Norm.of(module(path), path, arch, folded) for path, folded in folds.items()}
 
@@ -128,7 +129,7 @@ class Engine:
         """The modules at which a run starts and stops, besides the sites'."""
         arch, n_layers = self.architecture, self.cfg.n_layers
         skipped = set() if span.embeds else {arch.layer(layer) for layer in range(span.start)}
-        enters = arch.layer(span.start) if span.start < n_layers else arch.ln_final
+        enters = arch.layer(span.start) if span.start < n_layers else arch.behind_layers
         # The root's output are the logits where its head's are not.
         return skipped | {enters, self._end(span), arch.unembed} | ({""} if arch.after_unembed else set())
 
@@ -157,10 +158,12 @@ class Engine:
         return sorted(sites, key=lambda site: rank_of(site, self.order)) == sites
 
     def _attention_paths(self) -> list[str]:
-        return [self.architecture.in_layer(layer, "attn") for layer in range(self.cfg.n_layers)]
+        return list(self._softmaxes())
 
     def _softmaxes(self) -> dict[str, Softmax]:
-        return dict.fromkeys(self._attention_paths(), self.architecture.block.softmax)
+        blocks = self.architecture.blocks
+        attending = [layer for layer, block in enumerate(blocks) if block.attn is not None]
+        return {self.architecture.in_layer(layer, "attn"): blocks[layer].softmax for layer in attending}
 
     # --- running ------------------------------------------------------------------------------------------------------
 
@@ -221,7 +224,7 @@ class Engine:
 
     def _end(self, span: Span) -> str:
         """The module before which a run that does not reach the norm ends."""
-        return self.architecture.layer(span.stop) if span.stop < self.cfg.n_layers else self.architecture.ln_final
+        return self.architecture.layer(span.stop) if span.stop < self.cfg.n_layers else self.architecture.behind_layers
 
     def run_block(self, layer: int, residual: Tensor, listeners: Listeners, mask: Tensor | None = None) -> Tensor:
         """One block on the residual stream before it; returns the stream after it."""
@@ -325,10 +328,11 @@ def _walk(view: View, architecture: Architecture, run: Run, plan: Plan, request:
         for site in plan.sites:
             site.record(run)
     if not span.norm:
-        end = architecture.ln_final if span.stop >= n_layers else architecture.layer(span.stop)
+        end = architecture.behind_layers if span.stop >= n_layers else architecture.layer(span.stop)
         return run.stream.read(Place(end, "input").read(view))
     if not span.unembeds:
-        Place(architecture.ln_final, "output").read(view)
+        last = Place(architecture.behind_layers, "output" if architecture.ln_final is not None else "input")
+        last.read(view)
         return None
     if architecture.after_unembed:
         return run.basis.logits(view.nnsight.output.logits)
@@ -341,6 +345,6 @@ def _start_from(view: View, architecture: Architecture, run: Run, residual: Tens
     """Let the blocks before ``start`` pass and put ``residual`` where the next module reads the stream."""
     for layer in range(min(start, run.cfg.n_layers)):
         view[architecture.layer(layer)].skip(residual)
-    here = architecture.layer(start) if start < run.cfg.n_layers else architecture.ln_final
+    here = architecture.layer(start) if start < run.cfg.n_layers else architecture.behind_layers
     Place(here, "input").write(view, residual)
     run.stream.written(residual)

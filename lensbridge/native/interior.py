@@ -56,6 +56,10 @@ class NativeInterior:
         """All hook points fire, those that a user has added too."""
         return set(known)
 
+    def why_absent(self, name: str) -> str | None:
+        """Nothing is known of points that a model of our own does not have."""
+        return None
+
     def process(self, chosen: Processing) -> None:
         """Rewrite the weights by these options (`processing.py`)."""
         before, done = self.weights.processing, process_weights(self.hf_model, chosen)

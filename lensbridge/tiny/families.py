@@ -36,20 +36,24 @@ class Family:
 
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 16}
+_SLIDING = ["sliding_attention", "full_attention"]
 _INDEXER = {
-    "indexer_n_heads": 4,
+    "indexer_n_heads": 16,
     "indexer_kv_heads": 1,
-    "indexer_head_dim": 16,
-    "indexer_budget": 8,
+    "indexer_head_dim": 256,
+    "indexer_budget": 2048,
     "indexer_compress_ratio": 4,
 }
+_PER_LAYER_INPUT = {"ple_layer_ids": [2], "eos_token_id": 2, "heads_per_ngram": 4}
 
 SPECIAL: dict[str, Family] = {
-    "bamba": Family(base={"attn_layer_indices": [1]}, set=_MAMBA2),
+    "bamba": Family(base={"attn_layer_indices": [9, 18, 27]}, set=_MAMBA2),
+    "blt": Family(set={"use_cache": False}),
     "codegen": Family(set={"n_head": 8, "rotary_dim": 4}),
+    "cohere2_moe": Family(base={"first_k_dense_replace": 1}),
     "cohere_compass_text": Family(
-        set={
-            "layer_types": ["sliding_attention", "full_attention"],
+        base={
+            "layer_types": _SLIDING * 20,
             "rope_parameters": {"sliding_attention": _ROPE, "full_attention": _ROPE},
         }
     ),
@@ -59,26 +63,60 @@ SPECIAL: dict[str, Family] = {
             "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
         }
     ),
-    "deepseek_v2": Family(set={"num_experts_per_tok": 2, "first_k_dense_replace": 1}),
+    "deepseek_v2": Family(base={"num_experts_per_tok": 6, "first_k_dense_replace": 1}),
+    "deepseek_v4": Family(
+        base={
+            "layer_types": [
+                *["sliding_attention"] * 3,
+                *["heavily_compressed_attention", "compressed_sparse_attention"] * 20,
+            ]
+        },
+        set={"compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4}},
+    ),
     "dots1": Family(
-        set={"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1}
+        base={"n_shared_experts": 2, "n_routed_experts": 128, "num_experts_per_tok": 6, "first_k_dense_replace": 1}
     ),
     "falcon_h1": Family(set=_MAMBA2 | {"mamba_d_ssm": 128}),
-    "granitemoehybrid": Family(set=_MAMBA2 | {"layer_types": ["linear_attention", "full_attention"]}),
-    "hunyuan_v1_dense": Family(set={"head_dim": 16}),
-    "hunyuan_v1_moe": Family(set={"head_dim": 16, "num_experts": 4, "moe_topk": 2}),
+    "glm_moe_dsa": Family(base={"indexer_types": ["full"] * 3 + ["shared", "full", "shared"] * 25}),
+    "got_ocr2": Family(set={"vision_config": {"output_channels": 8}}),
+    "granite_swa": Family(base={"layer_rope_theta": [0.0, 10000.0, 10000.0, 10000.0] * 6}),
+    "granitemoe_swa": Family(base={"layer_rope_theta": [0.0, 10000.0, 10000.0, 10000.0] * 8}),
+    "granitemoehybrid": Family(base={"layer_types": ["linear_attention", "full_attention"] * 16}, set=_MAMBA2),
+    "hrm_text": Family(set={"num_layers_per_stack": DERIVED}),
+    "hunyuan_v1_dense": Family(base={"head_dim": 128}),
+    "hunyuan_v1_moe": Family(base={"head_dim": 128, "num_experts": 16, "moe_topk": 8}),
+    "inkling_text": Family(base={"dense_mlp_idx": 2}),
     "jamba": Family(set={"num_hidden_layers": 4, "attn_layer_period": 4, "attn_layer_offset": 0}),
-    "lfm2": Family(set={"layer_types": ["conv", "full_attention"], "full_attn_idxs": DERIVED}),
-    "lfm2_moe": Family(
-        set={"num_hidden_layers": 4, "num_dense_layers": 2, "layer_types": ["conv", "full_attention"] * 2}
+    "laguna": Family(
+        base={
+            "layer_types": ["full_attention", *["sliding_attention"] * 3] * 10,
+            "num_attention_heads_per_layer": [48, *[64] * 3] * 10,
+        }
     ),
+    "lfm2": Family(base={"layer_types": ["conv", "full_attention"] * 16}, set={"full_attn_idxs": DERIVED}),
+    "lfm2_moe": Family(base={"layer_types": ["conv", "conv", "full_attention", "conv"] * 8}),
     "mamba2": Family(set={"num_heads": 8}),
-    "ministral": Family(set={"head_dim": 16}),
+    "mellum": Family(base={"layer_types": _SLIDING * 14}),
+    "minimax_m3_vl_text": Family(
+        base={
+            "layer_types": [*["full_attention"] * 3, *["minimax_m3_sparse"] * 57],
+            "mlp_layer_types": [*["dense"] * 3, *["sparse"] * 57],
+        }
+    ),
+    "ministral": Family(base={"head_dim": 128, "layer_types": _SLIDING * 16}),
     "musicgen": Family(set={"decoder": {"num_codebooks": 1}}),
     "musicgen_melody": Family(set={"decoder": {"num_codebooks": 1}}),
-    "nemotron": Family(set={"num_key_value_heads": 2, "head_dim": 16}),
-    "qwen4_exp": Family(set={"text_config": _INDEXER}),
-    "qwen4_exp_text": Family(set=_INDEXER),
+    "nemotron": Family(base={"head_dim": 192, "num_key_value_heads": 8}),
+    "phi4_multimodal": Family(
+        set={
+            "audio_config": {
+                **{"nemo_conv_channels": 8, "ext_pw_out_channel": 64, "depthwise_separable_out_channel": 64},
+                "bias_max_distance": 8,
+            }
+        }
+    ),
+    "qwen4_exp": Family(base={"text_config": _INDEXER | _PER_LAYER_INPUT}),
+    "qwen4_exp_text": Family(base=_INDEXER | _PER_LAYER_INPUT),
     "recurrent_gemma": Family(set={"block_types": ["recurrent", "attention"]}),
     "reformer": Family(
         set={
@@ -89,6 +127,7 @@ SPECIAL: dict[str, Family] = {
             "num_buckets": 4,
         }
     ),
+    "xlstm": Family(set={"hidden_size": 128, "embedding_dim": 128}),
     "xmod": Family(base={"default_language": "en_XX"}),
     "zamba": Family(
         set={
@@ -102,29 +141,43 @@ SPECIAL: dict[str, Family] = {
         set={
             "num_hidden_layers": 4,
             "layers_block_type": ["linear_attention", "hybrid"] * 2,
-            "attention_hidden_size": DERIVED,
-            "attention_head_dim": DERIVED,
-            "mamba_headdim": DERIVED,
-            "kv_channels": DERIVED,
-            "num_query_groups": DERIVED,
-            "hybrid_layer_ids": DERIVED,
+            **dict.fromkeys(("attention_hidden_size", "attention_head_dim", "mamba_headdim"), DERIVED),
+            **dict.fromkeys(("kv_channels", "num_query_groups", "hybrid_layer_ids"), DERIVED),
         }
     ),
-    "zaya": Family(set={"num_experts_per_tok": 1}),
+    "zaya": Family(base={"layer_types": ["hybrid", "hybrid_sliding"] * 20, "sliding_window": 4096}),
 }
+#: Checkpoints of the same class that run another path through it.
 VARIANTS: dict[str, Family] = {
-    "falcon@new_decoder": Family(base={"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "bloom@residual_after_norm": Family(base={"apply_residual_connection_post_layernorm": True}),
+    "cohere@qk_norm": Family(base={"use_qk_norm": True}),
+    "deepseek_v3@whole_queries": Family(base={"q_lora_rank": None}),
+    "doge@experts": Family(base={"is_moe": True}),
     "falcon@alibi_sequential": Family(
         base={"alibi": True, "parallel_attn": False, "multi_query": False}, set={"num_kv_heads": 4}
     ),
+    "falcon@new_decoder": Family(base={"new_decoder_architecture": True, "num_kv_heads": 8}),
+    "gemma4_text@experts": Family(
+        base={"enable_moe_block": True, "num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704}
+    ),
+    "gemma4_text@keys_as_values": Family(base={"attention_k_eq_v": True, "num_global_key_value_heads": 2}),
+    "gemma4_text@shared_keys": Family(base={"num_kv_shared_layers": 18, "use_double_wide_mlp": True}),
+    "gpt2@upcast": Family(base={"reorder_and_upcast_attn": True, "scale_attn_by_inverse_layer_idx": True}),
+    "gpt_bigcode@multi_head": Family(base={"multi_query": False}),
     "gpt_neox@sequential": Family(base={"use_parallel_residual": False}),
+    "granitemoehybrid@rope": Family(
+        base={"layer_types": ["full_attention"] * 32, "position_embedding_type": "rope", "num_local_experts": 0},
+        set=_MAMBA2,
+    ),
+    "llama@biased": Family(base={"attention_bias": True, "mlp_bias": True}),
+    "llama4_text@interleaved": Family(base={"interleave_moe_layer_step": 2}),
+    "olmo@clipped": Family(base={"clip_qkv": 8.0}, set={"clip_qkv": 1.5}),
+    "opt@post_norm_projected": Family(base={"do_layer_norm_before": False, "word_embed_proj_dim": 512}),
+    "phi@qk_layernorm": Family(base={"qk_layernorm": True}),
+    "qwen2@sliding": Family(base={"use_sliding_window": True, "max_window_layers": 16}),
+    "qwen3_moe@dense_first": Family(base={"mlp_only_layers": [0]}),
     "stablelm@parallel": Family(base={"use_parallel_residual": True}),
     "stablelm@qk_layernorm": Family(base={"qk_layernorm": True}),
-    "opt@post_norm_projected": Family(base={"do_layer_norm_before": False}, set={"word_embed_proj_dim": 32}),
-    "gpt_bigcode@multi_head": Family(base={"multi_query": False}),
-    "bloom@residual_after_norm": Family(base={"apply_residual_connection_post_layernorm": True}),
-    "gpt2@upcast": Family(base={"reorder_and_upcast_attn": True, "scale_attn_by_inverse_layer_idx": True}),
-    "cohere@qk_norm": Family(base={"use_qk_norm": True}),
 }
 #: Families without a tiny model, and why.
 UNBUILDABLE: dict[str, str] = {

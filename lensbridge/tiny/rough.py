@@ -13,13 +13,15 @@ import torch
 from torch import nn
 
 GAIN, BIAS, SHARPNESS = 0.4, 0.3, 1.8
-#: Projections that queries or keys come out of, alone or fused with others.
-_QUERY_KEY = re.compile(
-    r"(q|k|qk|qkv|c_attn|Wqkv|Wq|Wk|wq|wk|w_q|w_k|query|key|query_key_value|query_key|q_lin|k_lin|"
-    r"(q|k|qk|qkv|kv|query|key)(_[abs])?_proj.*|project_[qk]|qkv_proj|in_proj_(weight|qkv.*)|(q|k|kv)_[ab])"
-)
+#: How large embeddings are: a first layer without a norm before it still chooses, and later layers still count.
+EMBEDDING = 0.3
+#: Parts of the names of projections that queries or keys come out of, alone or fused with others.
+_QUERY_KEY = frozenset("q k qk qkv qkvz kv query key wq wk wqkv".split())
+_FUSED = frozenset({"c_attn", "W_pack"})
 #: Parameters of recurrences, which are only stable near where they start.
-_DYNAMICS = re.compile(r".*(A_log|dt_bias|decay|time_|lambda|_param|dt_proj|igate|fgate|forget|\bD$).*")
+_DYNAMICS = re.compile(r".*(A_log|dt_bias|decay|time_|recurrent_param|dt_proj|igate|fgate|forget|\bD$).*")
+#: Factors that start at zero, so that what they multiply is not there at first.
+_CLOSED = re.compile(r".*(\.temp|_gate|_output_scale)$")
 #: Statistics that are not weights.
 _STATISTICS = re.compile(r".*(running_|num_batches|inv_freq|rope|rotary|position_ids|mask|std_scale).*")
 
@@ -45,17 +47,21 @@ def _rough(model: nn.Module, name: str, start: torch.Tensor, noise: torch.Tensor
         start = torch.zeros_like(start)
     if _DYNAMICS.fullmatch(name):
         return start + 0.1 * noise
-    if start.dim() < 2 or _is_gain(leaf, start):
-        if "bias" in leaf:
-            return BIAS * noise
-        return start.mean() + GAIN * noise if start.numel() else noise
-    scale = SHARPNESS if _QUERY_KEY.fullmatch(owner.rpartition(".")[2]) or _QUERY_KEY.fullmatch(leaf) else 1.0
-    return scale * noise * _fan_in(module, start) ** -0.5
+    if _CLOSED.fullmatch(name) and (start == 0).all():
+        return 1 + GAIN * noise
+    if start.dim() < 2 or (start == 1).all():
+        return BIAS * noise if "bias" in leaf else start + GAIN * noise
+    if "bias" in leaf and (start == 0).all():
+        return BIAS * noise
+    if isinstance(module, nn.Embedding):
+        return EMBEDDING * noise
+    sharp = _makes_queries_or_keys(owner.rpartition(".")[2]) or _makes_queries_or_keys(leaf)
+    return (SHARPNESS if sharp else 1.0) * noise * _fan_in(module, start) ** -0.5
 
 
-def _is_gain(leaf: str, start: torch.Tensor) -> bool:
-    """Whether a matrix is a table of gains or biases, one row per head or layer: all its entries start equal."""
-    return leaf.endswith(("bias", "scale", "gain")) and bool((start == start.flatten()[0]).all())
+def _makes_queries_or_keys(name: str) -> bool:
+    """Whether a module or parameter of this name projects to queries or keys."""
+    return name in _FUSED or not _QUERY_KEY.isdisjoint(name.lower().split("_"))
 
 
 def _fan_in(module: nn.Module, weight: torch.Tensor) -> int:

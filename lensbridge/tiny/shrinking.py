@@ -7,6 +7,7 @@ are left to the class: only what is changed, or differs from the class's default
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
@@ -15,10 +16,10 @@ from ..errors import UnknownArgumentError, UnsupportedModelError, near_misses
 from . import layers, sizes
 from .families import DERIVED, FAMILIES, Family
 
-#: Derived from the sizes of the parts of a head.
-_ALWAYS_DERIVED = frozenset({"qk_head_dim"})
-#: What embeddings may have as a width of their own, with a projection to the model's.
-_EMBEDDING_WIDTHS = ("embedding_size", "input_embedding_size", "output_embedding_size", "word_embed_proj_dim")
+#: Entries that a tiny random model has no use for, or that its class derives from the sizes of the parts of a head.
+_LEFT_OUT = frozenset({"transformers_version", "dtype", "torch_dtype", "quantization_config", "qk_head_dim"})
+#: Nested configs that a text never reaches.
+_OTHER_MODALITY = re.compile(r".*(vision|image|video|audio|speech|encoder$).*")
 
 
 def tiny_config(config: PreTrainedConfig | type | str, **overrides: Any) -> PreTrainedConfig:
@@ -33,25 +34,17 @@ def tiny_config(config: PreTrainedConfig | type | str, **overrides: Any) -> PreT
         UnsupportedModelError: if the name is of no family that transformers has.
         UnknownArgumentError: if an override is no entry of this config.
     """
-    family = Family()
-    if isinstance(config, str):
-        family = FAMILIES.get(config, family)
-        base = default_config(config)
-    elif isinstance(config, PreTrainedConfig):
-        base = config
-        family = Family(set=FAMILIES.get(config.model_type, family).set)
+    if isinstance(config, PreTrainedConfig):
+        base, family = config, FAMILIES.get(config.model_type, Family())
+    elif isinstance(config, str):
+        base, family = default_config(config), FAMILIES.get(config, Family())
     else:
-        cls = getattr(config, "config_class", config)
-        family = FAMILIES.get(getattr(cls, "model_type", ""), family)
+        cls = getattr(config, "config_class", None) or config
+        family = FAMILIES.get(getattr(cls, "model_type", ""), Family())
         base = cls(**family.base)
-    unknown = [name for name in overrides if not hasattr(base, name)]
-    if unknown:
-        raise UnknownArgumentError(
-            f"{type(base).__name__} has no entry {unknown[0]!r}.{near_misses(unknown[0], base.to_dict())}"
-        )
     values = _shrink(base)
-    for more in (family.set, overrides):
-        _merge(values, more)
+    _merge(values, family.set)
+    _merge(values, _checked(base, overrides, known={*values, *family.set}))
     return type(base)(**values)
 
 
@@ -67,61 +60,71 @@ def default_config(key: str) -> PreTrainedConfig:
     return CONFIG_MAPPING[model_type](**FAMILIES.get(key, Family()).base)
 
 
-def _shrink(config: PreTrainedConfig) -> dict[str, Any]:
+def _checked(base: PreTrainedConfig, overrides: dict[str, Any], known: set[str]) -> dict[str, Any]:
+    """The overrides under the names that the config's class stores them by."""
+    stored = {base.attribute_map.get(name, name): value for name, value in overrides.items()}
+    known = known | set(vars(base))
+    for name in stored:
+        if name not in known and not hasattr(type(base), name):
+            raise UnknownArgumentError(f"{type(base).__name__} has no entry {name!r}.{near_misses(name, known)}")
+    return stored
+
+
+def _shrink(config: PreTrainedConfig, fewest: int = layers.FEWEST) -> dict[str, Any]:
     """The arguments from which a config's class makes its tiny copy."""
-    values = {
-        name: value
-        for name, value in vars(config).items()
-        if not name.startswith("_") and name not in ("transformers_version", "architectures", "dtype")
-    }
+    values = {name: value for name, value in vars(config).items() if name[0] != "_" and name not in _LEFT_OUT}
     try:
         defaults = vars(type(config)())
-    except Exception:  # a class that cannot be built without arguments has no defaults
+    except Exception:  # whatever a class says that cannot be built without arguments: it has no defaults
         defaults = {}
-    chosen = layers.keep(values, layers.choose(values))
+    chosen = layers.keep(config, layers.choose(config, fewest))
     tiny: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, PreTrainedConfig):
-            tiny[name] = _shrink(value) | {"model_type": value.model_type}
+            fewest = 1 if _OTHER_MODALITY.fullmatch(name) else layers.FEWEST
+            tiny[name] = _shrink(value, fewest) | {"model_type": value.model_type}
             continue
-        if name in _ALWAYS_DERIVED:
-            continue
-        new = _resize(name, chosen.get(name, value))
+        new = sizes.rope(value, config) if name == "rope_parameters" else _resize(name, chosen.get(name, value))
         if name in chosen or _differs(new, value) or name not in defaults or _differs(value, defaults[name]):
             tiny[name] = new
-    return tiny | _tied_sizes(config)
+    if "per_layer_config" in chosen:
+        tiny["per_layer_config"] = {
+            number: {name: _relative(name, value, values.get(name)) for name, value in entries.items()}
+            for number, entries in chosen["per_layer_config"].items()
+        }
+    return tiny | sizes.related(config)
 
 
 def _resize(name: str, value: Any) -> Any:
     """One entry of a config at its tiny size, whatever it is made of."""
     if isinstance(value, dict) and name not in ("id2label", "label2id"):
         return {key: _resize(str(key), entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)) and value and all(type(entry) is int for entry in value):
-        return type(value)(sizes.size_of(name, entry) for entry in value)
+    if (
+        isinstance(value, (list, tuple))
+        and not name.endswith(sizes.TOKENS)
+        and all(type(entry) is int for entry in value)
+    ):
+        ranks = {entry: rank for rank, entry in enumerate(sorted(set(value)))}
+        return type(value)(_ranked(name, entry, ranks[entry]) for entry in value)
     return sizes.size_of(name, value)
 
 
-def _tied_sizes(config: PreTrainedConfig) -> dict[str, Any]:
-    """The sizes that depend on how two entries of the large config compare."""
-    tiny: dict[str, Any] = {}
-    values = vars(config)
-    width = values.get("hidden_size") or values.get("d_model")
-    for name in _EMBEDDING_WIDTHS:
-        if values.get(name) is not None:
-            tiny[name] = sizes.WIDTH if values[name] == width else sizes.WIDTH // 2
-    if values.get("n_inner", 0) is None:
-        tiny["n_inner"] = sizes.MLP
-    if values.get("kv_lora_rank") is not None:  # latent attention has as many keys as queries
-        tiny |= {"num_key_value_heads": sizes.HEADS} if "num_key_value_heads" in values else {}
-        if values.get("head_dim") is not None and values["head_dim"] == values.get("qk_rope_head_dim"):
-            tiny["head_dim"] = sizes.size_of("qk_rope_head_dim", values["head_dim"])
-    if "is_decoder" in values and not config.is_encoder_decoder:
-        tiny["is_decoder"] = True
-    return tiny
+def _ranked(name: str, value: int, rank: int) -> int:
+    """The tiny value of one of several sizes of the same thing, which stay different."""
+    size = sizes.size_of(name, value)
+    return value if size == value else size * (rank + 1)
+
+
+def _relative(name: str, value: Any, base: Any) -> Any:
+    """The tiny value of what one layer has instead of ``base``: larger if it was, smaller if it was."""
+    size = sizes.size_of(name, value)
+    if size == value or not isinstance(base, (int, float)):
+        return size
+    return size * 2 if value > base else max(size // 2, 1)
 
 
 def _differs(left: Any, right: Any) -> bool:
-    """Whether two entries are not the same; nested configs count as different."""
+    """Whether two entries are not the same."""
     return type(left) is not type(right) or left != right
 
 

@@ -1,0 +1,61 @@
+"""Which forms do attention's softmax and a fused projection take?
+
+Small vocabularies that the records share: data about one place each, without a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Where the attention weights are made: a call inside the attention's forward, and the softmax inside that call.
+
+    Both are looked up by what they are called in the source (``attention_interface``, ``softmax``), not by the numbers
+    that nnsight adds, which shift between versions. Without a ``call`` the softmax is in the forward itself; a
+    ``module`` (below the layer) makes them where the softmax is one.
+    """
+
+    call: str | None = "attention_interface"
+    operation: str = "softmax"
+    module: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the output axis of one projection holds queries, keys and values.
+
+    The axis is cut into blocks, each of which holds its share of every letter's heads, one letter after the other in
+    ``order``: one block of everything, a block for each key-value head, or a fixed number of blocks.
+    """
+
+    blocks: Literal["one", "key-value heads"] | int = "one"
+    order: str = "qkv"
+
+    def count(self, key_value_heads: int) -> int:
+        """How many blocks there are."""
+        return {"one": 1, "key-value heads": key_value_heads}.get(self.blocks, self.blocks)  # type: ignore
+
+
+#: Queries, then keys, then values.
+PARTS = Layout()
+#: For each key-value head its queries, its key and its value; without grouping, the three of each head.
+GROUPS = Layout("key-value heads")
+
+
+@dataclass(frozen=True)
+class ExpertNeurons:
+    """How a module that holds all experts of a layer stores them, and which of the router's weights are shown.
+
+    One parameter holds gate and linear part of every expert, another their outputs.
+    """
+
+    gate_up: str = "gate_up_proj"
+    down: str = "down_proj"
+    #: Whether a weight is [in, out] instead of [out, in], and whether gate and linear part take turns in it.
+    transposed: bool = False
+    interleaved: bool = False
+    #: Whether the weights shown are those of all experts, before some are chosen.
+    all_weights: bool = True
