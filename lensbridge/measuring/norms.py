@@ -40,7 +40,8 @@ def could_be_norm(module: nn.Module) -> bool:
     parameters = list(module.parameters(recurse=False))
     if next(module.children(), None) is not None or len(parameters) > 2:
         return False
-    return all(parameter.dim() == 1 for parameter in parameters) and not isinstance(module, (nn.Linear, nn.Embedding))
+    # A norm of heads may have a gain for each head.
+    return all(parameter.dim() <= 2 for parameter in parameters) and not isinstance(module, (nn.Linear, nn.Embedding))
 
 
 def formula(module: Any, like: Tensor) -> NormFact | None:
@@ -63,7 +64,7 @@ def formula(module: Any, like: Tensor) -> NormFact | None:
     for eps, attribute in _epsilons(module):
         for kind in ("LN", "RMS"):
             plain = _normalised(_as(x, like), kind, eps)
-            gain, bias = _affine(plain, large)
+            gain, bias = _affine(plain, large, getattr(getattr(module, "weight", None), "ndim", 1))
             again = _normalised(_as(x * 1e-3, like), kind, eps) * gain + bias
             if _close(plain * gain + bias, large, tolerance) and _close(again, small, tolerance):
                 return _fact(module, kind, eps, attribute, gain, bias, tolerance)
@@ -94,9 +95,9 @@ def _normalised(x: Tensor, kind: str, eps: float) -> Tensor:
     return x * (x.pow(2).mean(-1, keepdim=True) + eps).rsqrt()
 
 
-def _affine(plain: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The gain and bias of each column that bring ``plain`` closest to ``y``."""
-    plain, y = plain.flatten(0, -2), y.flatten(0, -2)
+def _affine(plain: Tensor, y: Tensor, axes: int) -> tuple[Tensor, Tensor]:
+    """The gain and bias, on so many last axes, that bring ``plain`` closest to ``y``."""
+    plain, y = (x.flatten(0, -axes - 1) if axes < x.dim() else x[None] for x in (plain, y))
     mean, target = plain.mean(0), y.mean(0)
     spread = plain - mean
     gain = (spread * (y - target)).sum(0) / spread.pow(2).sum(0).clamp_min(1e-30)
@@ -113,7 +114,7 @@ def _fact(
     weight, stored_bias = getattr(module, "weight", None), getattr(module, "bias", None)
     tolerance *= 10
     offset, obstacle = 0.0, None
-    if isinstance(weight, Tensor):
+    if isinstance(weight, Tensor) and weight.shape == gain.shape:
         by = (gain - weight.detach().double().cpu()).mean().item()
         offset = float(round(by))
         if not _close(weight.detach().double().cpu() + offset, gain, tolerance):
@@ -122,6 +123,6 @@ def _fact(
         names = ", ".join(name for name, _ in module.named_parameters()) or "no parameter"
         obstacle = f"its gain is not kept as 'weight' (it has {names})"
     given = stored_bias.detach().double().cpu() if isinstance(stored_bias, Tensor) else torch.zeros_like(bias)
-    if obstacle is None and not _close(given, bias, tolerance):
+    if obstacle is None and not (given.shape == bias.shape and _close(given, bias, tolerance)):
         obstacle = "it adds something that is not kept as 'bias'"
     return NormFact(kind, eps, attribute, offset, isinstance(weight, Tensor), obstacle)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
@@ -88,6 +89,11 @@ class Recording:
     logits: Value = -1
     _numbers: dict[tuple[Any, ...], Value] = field(default_factory=dict)
 
+    @cached_property
+    def modules(self) -> frozenset[nn.Module]:
+        """All modules of the model."""
+        return frozenset(self.model.modules())
+
     def number(self, tensor: Tensor) -> Value:
         """The value that a tensor holds now."""
         found = self._numbers.get(_memory(tensor))
@@ -132,14 +138,15 @@ class _Operations(TorchDispatchMode):
         for value, tensor in edited:
             record.tensors[value] = tensor.clone()
         out = func(*args, **kwargs)
+        known = len(record.tensors)
         makes = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         outputs = tuple(
             record.renumber(tensor) if written or not record.known(tensor) else record.number(tensor)
             for tensor in makes or written
         )
         inputs = tuple(leaf.value for leaf in tree_leaves(noted, is_leaf=_is_ref) if isinstance(leaf, Ref))
-        if not written and set(outputs) <= set(inputs) | set(record.makers):
-            return out  # other views of what there is
+        if all(value < known for value in outputs):
+            return out  # another view of what there is
         self._add(func, noted, inputs, outputs, bool(written))
         for tensor in written:
             self._base_changes(tensor, outputs[0])
@@ -150,8 +157,7 @@ class _Operations(TorchDispatchMode):
         name = str(func.overloadpacket).removeprefix("aten.")
         op = Op(len(record.ops), name, func, *noted, inputs, outputs, tuple(self.inside), in_place)
         record.ops.append(op)
-        for value in outputs:
-            record.makers.setdefault(value, op)
+        record.makers |= {value: op for value in outputs if value not in inputs and value not in record.makers}
         if "softmax" in name:
             record.callers[op.time] = list(_callers(record))
 
@@ -190,11 +196,11 @@ def _callers(recording: Recording) -> Iterator[Caller]:
         if frame is None:
             return
         code = frame.f_code
+        names = frame.f_locals
         if code.co_filename != __file__ and "/torch/" not in code.co_filename.replace("\\", "/"):
-            names = frame.f_locals.items()
-            values = {name: recording.number(held) for name, held in names if isinstance(held, Tensor)}
+            values = {name: recording.number(held) for name, held in names.items() if isinstance(held, Tensor)}
             yield Caller(code, frame.f_lasti, frame.f_lineno, values)
-        elif code.co_name == "_call_impl":
+        elif code.co_name == "_call_impl" and names.get("self") in recording.modules:
             return
         frame = frame.f_back
 
