@@ -92,7 +92,9 @@ def _sizes(hf_model: Any, hf: Any, architecture: Architecture, fields: dict[str,
 def _heads(hf_model: Any, architecture: Architecture, layer: int, found: dict[str, Any]) -> dict[str, Any]:
     """The number and size of a layer's heads."""
     block: Block = architecture.blocks[layer]
-    d_head = getattr(hf_model.get_submodule(architecture.in_layer(layer, "attn")), "head_dim", None) or found["d_head"]
+    attention = hf_model.get_submodule(architecture.in_layer(layer, "attn"))
+    sizes = (getattr(attention, name, None) for name in ("qk_head_dim", "head_dim"))
+    d_head = next((size for size in sizes if size), found["d_head"])
     queries = found["n_heads"]
 
     def width(role: str) -> int:

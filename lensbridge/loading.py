@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from . import model_names
-from .architectures import BY_CLASS, Architecture, architecture_of
+from .architectures import BY_CLASS, MODEL_TYPES, Architecture, architecture_of
 from .config import HookedTransformerConfig
 from .errors import ModelNotFoundError, UnknownArgumentError, UnsupportedModelError, near_misses
 from .hf_config import described
@@ -197,7 +197,7 @@ def _with_attributes(config: Any, kwargs: dict[str, Any]) -> Any:
 
 def _refuse_unrecorded(config: Any) -> None:
     """Refuse before the weights are read, by the config."""
-    if config.model_type not in {NativeConfig.model_type, *(record.model_type for record in BY_CLASS.values())}:
+    if config.model_type not in {NativeConfig.model_type, *MODEL_TYPES}:
         asked = ", ".join(getattr(config, "architectures", None) or [config.model_type])
         raise UnsupportedModelError(
             f"no record of the architecture {asked}; known: {', '.join(sorted(BY_CLASS))}. "

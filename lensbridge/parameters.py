@@ -163,7 +163,9 @@ class Parameters:
 
     def _measured_heads(self, layer: int) -> Heads:
         block, cfg = self.architecture.blocks[layer], self.cfg
-        size = getattr(self.module(self.architecture.in_layer(layer, "attn")), "head_dim", None) or cfg.d_head
+        attention = self.module(self.architecture.in_layer(layer, "attn"))
+        sizes = (getattr(attention, name, None) for name in ("qk_head_dim", "head_dim"))
+        size = next((size for size in sizes if size), cfg.d_head)
         queries, key_values = cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads
         if block.q is not None and block.qkv is None:
             queries = self._width(layer, "q") // size // (2 if block.q_gate else 1)
@@ -279,5 +281,9 @@ class Parameters:
         if self.architecture.ln_final is not None:
             self._norm(out, "ln", self.architecture.ln_final)
         out.weights["W_U"] = matrix(head)
+        divisor = factor_of(self.hf_model, self.architecture.unembed_divisor)
+        if divisor is not None:
+            out.weights["W_U"], out.sources["W_U"] = matrix(head) / divisor, head.weight
+            out.made["W_U"] = f"{type(self.hf_model).__name__} divides by {float(divisor):g} before it"
         self._bias(out, "b_U", head, (self.cfg.d_vocab_out,))
         return out

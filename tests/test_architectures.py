@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-import transformers
-from transformers import CONFIG_MAPPING, GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from lensbridge.architectures import BY_CLASS, architecture_of
 from lensbridge.architectures.gpt2 import GPT2
 from lensbridge.architectures.record import Architecture, Block, Softmax
 from lensbridge.errors import UnsupportedModelError
+from lensbridge.tiny import tiny_family
 
-#: The roles of a block that are paths.
-ROLES = [field.name for field in dataclasses.fields(Block) if str(field.type).startswith("str")]
+#: The fields of a block that are paths of attributes that are no modules, and the one that is none.
+ATTRIBUTES, WORDS = {"attn_factor", "mlp_factor", "sinks"}, {"extra"}
+#: The roles of a block: the fields that are paths of modules.
+ROLES = [
+    field.name
+    for field in dataclasses.fields(Block)
+    if str(field.type).startswith("str") and field.name not in ATTRIBUTES | WORDS
+]
 
 
 def test_a_model_is_known_by_its_class_and_subclasses_of_it(hf: Any) -> None:
@@ -60,19 +66,9 @@ def test_paths() -> None:
         GPT2.in_layer(3, "nothing")
 
 
-def smallest(record: Architecture) -> Any:
-    """A model of the family without weights, of two layers."""
-    config = CONFIG_MAPPING[record.model_type]()
-    config.num_hidden_layers = 2
-    if record.model_type == "gpt_neo":
-        config.attention_types, config.attention_layers = [[["global", "local"], 1]], ["global", "local"]
-    with torch.device("meta"):
-        return getattr(transformers, record.hf_class)(config)
-
-
 @pytest.mark.parametrize("record", BY_CLASS.values(), ids=BY_CLASS)
 def test_every_role_is_where_the_record_says(record: Architecture) -> None:
-    hf = smallest(record)
+    hf = tiny_family(record.model_type)
     for path in (record.embed, record.pos_embed, record.embed_norm, record.layers, record.ln_final, record.unembed):
         assert path is None or hf.get_submodule(path) is not None
     bound = record.for_model(hf)
@@ -81,6 +77,8 @@ def test_every_role_is_where_the_record_says(record: Architecture) -> None:
         roles = [role for role in ROLES if role not in fused and getattr(block, role) is not None]
         assert all(hf.get_submodule(bound.in_layer(layer, role)) is not None for role in roles)
         assert all(hf.get_submodule(bound.below(layer, path)) is not None for path in block.branches if path)
+        found = [getattr(block, attribute) for attribute in ATTRIBUTES]
+        assert all(attrgetter(path)(hf.get_submodule(bound.layer(layer))) is not None for path in found if path)
     assert all(hasattr(hf.config, attribute) for attribute in record.config.values())
     assert all(hasattr(hf.config, attribute) for attribute in (*record.variants, *record.refused))
 

@@ -1,32 +1,36 @@
-"""Which families are known, and which record describes a given model?"""
+"""Which families are known, and which record describes a given model?
+
+Every `Architecture` in a module of this package is one: a new family is a new file here, or a record in a relative's.
+"""
 
 from __future__ import annotations
 
+import pkgutil
+from importlib import import_module
 from typing import Any
 
 from ..errors import UnsupportedModelError
-from .bloom import BLOOM
-from .gemma import GEMMA, GEMMA2, GEMMA3
-from .gpt2 import GPT2
-from .gpt_neox import GPT_NEOX
-from .gptj import GPT_NEO, GPTJ
-from .llama import LLAMA, MISTRAL, QWEN2, QWEN3
-from .olmo import OLMO, OLMO2, OLMO3
-from .opt import OPT
-from .phi import PHI, PHI3
 from .record import Architecture as Architecture
 
-RECORDS = (
-    *(GPT2, GPT_NEO, GPTJ, GPT_NEOX, OPT, BLOOM, LLAMA, MISTRAL, QWEN2, QWEN3),
-    *(GEMMA, GEMMA2, GEMMA3, PHI, PHI3, OLMO, OLMO2, OLMO3),
-)
+
+def _recorded() -> tuple[Architecture, ...]:
+    modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    values = [value for module in modules for value in vars(module).values()]
+    # A record that another module builds on is found there, too.
+    return tuple({value.hf_class: value for value in values if isinstance(value, Architecture)}.values())
+
+
+RECORDS = _recorded()
 
 #: HF class name -> record.
 BY_CLASS = {record.hf_class: record for record in RECORDS}
 
+#: What HF configs call the families.
+MODEL_TYPES = frozenset(name for record in RECORDS for name in (record.model_type, *record.also))
+
 
 def architecture_of(hf_model: Any) -> Architecture:
-    """The record of a loaded HuggingFace model, with the variants its config selects.
+    """The record of a loaded HuggingFace model, with the variants its config selects and the kinds of its layers.
 
     Raises:
         UnsupportedModelError: if the class has no record, or its config sets something the record refuses.

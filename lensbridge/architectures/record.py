@@ -81,6 +81,8 @@ class Block:
     parallel: bool = False
     #: Whether ``ln1`` and ``ln2`` norm the stream itself, behind attention and MLP (Vaswani et al. 2017).
     post_norm: bool = False
+    #: Whether something stands between ``ln1`` and ``ln2`` and what reads them, so that no gain can be folded into it.
+    gated_norms: bool = False
     #: Where the residual stream between attention and MLP is the input of, if not of ``ln2`` or the MLP.
     middle: str | None = None
     #: What else the layer adds to the stream or does to it, in words; hook_resid_post is then no sum of the others.
@@ -121,12 +123,20 @@ class Block:
     @property
     def folds_ln1(self) -> bool:
         """Whether weights that are shown read ``ln1``, so that its gain can be folded into them."""
-        return "norms before" in self.features and ("queries" in self.features or self.v is not None)
+        return (
+            not self.gated_norms
+            and "norms before" in self.features
+            and ("queries" in self.features or self.v is not None)
+        )
 
     @property
     def folds_ln2(self) -> bool:
         """Whether weights that are shown read ``ln2``."""
-        return "norm before MLP" in self.features and ("neurons" in self.features or self.expert_neurons is not None)
+        return (
+            not self.gated_norms
+            and "norm before MLP" in self.features
+            and ("neurons" in self.features or self.expert_neurons is not None)
+        )
 
     @property
     def moves_value_bias(self) -> bool:
@@ -162,6 +172,8 @@ class Architecture:
 
     model_type: str
     hf_class: str
+    #: Other model types whose models are of this class.
+    also: tuple[str, ...] = ()
     embed: str = "model.embed_tokens"
     #: The learned positions that are added to the token embedding, and how many of their rows come before position 0.
     pos_embed: str | None = None
@@ -175,6 +187,8 @@ class Architecture:
     layers: str = "model.layers"
     ln_final: str | None = "model.norm"
     unembed: str = "lm_head"
+    #: An attribute, by its path from the root, that the final norm's output is divided by before the head.
+    unembed_divisor: str | None = None
     #: What a layer is made of, and what it changes that a module (by its path below the layer) is there.
     block: Block = Block()
     kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -56,7 +56,8 @@ def sites_of(
     blocks = [_BlockLayout(architecture, layer, norms).sites() for layer in range(cfg.n_layers)]
     norm, head = architecture.ln_final and norms[architecture.ln_final], architecture.unembed
     after: list[Site] = [NormSite("ln_final", norm, final=True)] if norm else []
-    after.append(UnembedInSite("unembed.hook_in", Place(head, "input"), norm or None))
+    into = _scaled(Place(head, "input"), "", architecture.unembed_divisor)
+    after.append(UnembedInSite("unembed.hook_in", into, norm or None))
     return before, blocks, [*after, UnembedOutSite("unembed.hook_out", Place(head, "output"))]
 
 
