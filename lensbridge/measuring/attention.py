@@ -6,7 +6,6 @@ product with the values, and what reads the heads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,21 +35,6 @@ def softmaxes(trace: Trace, layer: Call) -> list[Op]:
     return found
 
 
-@dataclass(eq=False)
-class _Around:
-    """What is around one softmax."""
-
-    #: The module in whose forward it runs, that call of it, and how the record finds the softmax.
-    call: Call
-    softmax: Softmax | None
-    problem: str
-    #: Which argument of the call inside the forward is the query, the key and the value; None if that is not known.
-    arguments: tuple[int, int, int] | None
-    values: dict[str, Value]
-    n_heads: int
-    flat: bool
-
-
 class AttentionReader:
     """Reads attention off one layer."""
 
@@ -76,11 +60,22 @@ class AttentionReader:
         self._sinks(shape)
         if len(shape) == 3:
             self.found.fields["flat_heads"] = True
+        self._values()
         return self.found
 
     def relative(self, path: str) -> str:
         """A path below the layer."""
         return "" if path == self.layer.path else path.removeprefix(f"{self.layer.path}.")
+
+    def _values(self) -> None:
+        """What TransformerLens' config says of attention."""
+        values = self.found.values
+        values["n_heads"] = self.n_heads
+        if self.query is not None:
+            values["d_head"] = self.flow.shape(self.query)[-1]
+            product = next(op for op in self.flow.users[self.query] if op.name in PRODUCTS)
+            cap = cap_among(self.trace.recording.ops[product.time : self.op.time])
+            values |= {} if cap is None else {"attn_scores_soft_cap": cap}
 
     # --- where the softmax is -----------------------------------------------------------------------------------------
 
@@ -346,6 +341,17 @@ class AttentionReader:
                     self.found.fields["sinks"] = self.relative(name)
                     return
         self.found.refuse("its softmax has a column more than there are keys", *SQUARES)
+
+
+def cap_among(ops: list[Op]) -> float | None:
+    """The bound of ``cap * tanh(x / cap)`` among operations."""
+    for index, op in enumerate(ops):
+        if op.name == "tanh":
+            for later in ops[index + 1 :]:
+                if later.name in ("mul", "mul_") and op.outputs[0] in later.inputs:
+                    numbers = [arg for arg in later.args[:2] if isinstance(arg, (int, float))]
+                    return float(numbers[0]) if numbers else None
+    return None
 
 
 def _gated(columns: Tensor, width: int) -> bool:

@@ -15,6 +15,8 @@ class Findings:
 
     fields: dict[str, Any] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    #: What TransformerLens' config says of it.
+    values: dict[str, Any] = field(default_factory=dict)
 
     def refuse(self, reason: str, *points: str) -> None:
         """Note why there are no such points; the first reason stays."""
@@ -24,6 +26,7 @@ class Findings:
     def add(self, other: Findings) -> None:
         """Take over what was found about another part."""
         self.fields |= other.fields
+        self.values |= other.values
         for point, reason in other.reasons.items():
             self.reasons.setdefault(point, reason)
 

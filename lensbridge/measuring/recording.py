@@ -80,6 +80,8 @@ class Recording:
     ops: list[Op] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
+    #: Where in memory each value was.
+    memory: list[int] = field(default_factory=list)
     #: value -> what made it, for all but inputs and parameters.
     makers: dict[Value, Op] = field(default_factory=dict)
     #: time of a softmax -> who called it, innermost first, up to the forward of the innermost module.
@@ -103,6 +105,7 @@ class Recording:
         """A new value, because the tensor is new or was edited."""
         # Kept alive, so that its memory is nobody else's.
         self.tensors.append(tensor)
+        self.memory.append(tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor))
         value = self._numbers[_memory(tensor)] = len(self.tensors) - 1
         return value
 
