@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from transformer_lens import loading_from_pretrained as theirs
 
 from compat_tests.comparison import outcome, same_outcome, weights_close
 from compat_tests.conftest import Pairs
+from compat_tests.hub_repositories import cached_file, name_revision, repository_in
 from compat_tests.rough_models import SHAPES, SUBJECT, config_from, rough_gpt2
 
 ours = import_module(f"{SUBJECT}.loading_from_pretrained")
@@ -115,16 +118,16 @@ OWN: dict[str, Any] = SIZES | {"act_fn": "solu_ln", "attn_only": False}
     ],
 )
 @pytest.mark.parametrize("name", ["solu-1l", "solu-1l-old"])
-def test_configs_in_3_9_0s_own_format(name: str, stated: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(*_: Any, **__: Any) -> dict[str, Any]:
-        return OWN | stated
-
-    monkeypatch.setattr(ours, "download_file_from_hf", download, raising=False)
-    monkeypatch.setattr(theirs.utils, "download_file_from_hf", download)
-    mine, other = (module.convert_neel_model_config(name) for module in MODULES)
+def test_configs_in_3_9_0s_own_format(name: str, stated: dict[str, Any], tmp_path: Path) -> None:
+    repository = repository_in(tmp_path, theirs.get_official_model_name(name))
+    cached_file(repository, "0" * 40, "config.json", json.dumps(OWN | stated).encode())
+    name_revision(repository, "0" * 40)
+    mine, other = (module.convert_neel_model_config(name, cache_dir=str(tmp_path)) for module in MODULES)
     assert mine == other
-    whole = [module.get_pretrained_model_config(name, n_ctx=9, first_n_layers=1).to_dict() for module in MODULES]
-    assert {field: whole[0][field] for field in whole[1]} == whole[1]
+    options = {"n_ctx": 9, "first_n_layers": 1, "cache_dir": str(tmp_path)}
+    for fold_ln in (False, True):
+        whole = [module.get_pretrained_model_config(name, fold_ln=fold_ln, **options).to_dict() for module in MODULES]
+        assert {field: whole[0][field] for field in whole[1]} == whole[1]
 
 
 @pytest.mark.parametrize("shape", ["two", "three", "one"])

@@ -631,5 +631,6 @@ def test_saving_and_loading(pair: Pair, tokens: torch.Tensor, tmp_path: Path) ->
     assert torch.equal(again(tokens), pair.mine(tokens))
     processed = HookedTransformer.from_pretrained(str(tmp_path), device="cpu")
     close("log probs", processed(tokens).log_softmax(-1).detach(), again(tokens).log_softmax(-1).detach())
-    with pytest.raises(UnsupportedModelError, match="first_n_layers is for models of HuggingFace's"):
-        HookedTransformer.from_pretrained(str(tmp_path), first_n_layers=1)
+    part = HookedTransformer.from_pretrained_no_processing(str(tmp_path), device="cpu", first_n_layers=1, n_ctx=9)
+    assert (part.cfg.n_layers, part.cfg.n_ctx) == (1, 9)
+    close("stream", part(tokens, stop_at_layer=1).detach(), pair.theirs(tokens, stop_at_layer=1).detach())

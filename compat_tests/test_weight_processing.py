@@ -159,7 +159,11 @@ def test_one_option(name: str, option: str) -> None:
         assert_same({key: found[key] for key in kept}, kept)
         return
     expected = call(Theirs, option, state_dict(name), config(name))
-    assert_same(call(ProcessWeights, option, state_dict(name), config(name)), expected)
+    found = call(ProcessWeights, option, state_dict(name), config(name))
+    if option == "fold_ln" and name == "final RMS":
+        # 3.9.0 makes it blind to a mean that is there: test_a_last_norm_that_sees_the_mean_keeps_its_stream in tests/.
+        found["unembed.W_U"] = found["unembed.W_U"] - found["unembed.W_U"].mean(0)
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "final RMS"])

@@ -1,7 +1,7 @@
 """How does a model name, a directory or a loaded HF model become something to hook?
 
 HuggingFace loads; nothing is converted or copied. What is added is the record of the architecture, a
-HookedTransformerConfig read off the HF config, and a tokenizer.
+HookedTransformerConfig read off the HF config, and a tokenizer. Models of our own (`native`) bring their config along.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from . import model_names
 from .architectures import BY_CLASS, MODEL_TYPES, Architecture, architecture_of
+from .checkpoints import Labels
 from .config import HookedTransformerConfig
 from .errors import ModelNotFoundError, UnknownArgumentError, UnsupportedModelError, near_misses
 from .hf_config import described
-from .native import NativeConfig, NativeForCausalLM
+from .native import NativeConfig, NativeForCausalLM, hub
+from .native.narrowing import narrowed
+from .processing import Processing
 from .utilities.devices import get_device
 from .utilities.multi_gpu import resolve_device_map
 
@@ -105,10 +108,15 @@ def load(wish: Wish) -> Loaded:
     """
     kwargs = dict(wish.kwargs or {})
     location = model_names.resolve(wish.model_name)
+    if wish.hf_model is None and hub.is_own_format(location, kwargs):
+        hf_model = _in_own_format(location, wish, kwargs)
+        return Loaded(hf_model, None, _own_config(hf_model, wish))
     checkpoint = _checkpoint(location, wish, kwargs)
     hf_model = _from_hub_or_disk(location, wish, kwargs) if wish.hf_model is None else _as_given(wish, kwargs)
     if isinstance(hf_model, NativeForCausalLM):
-        return Loaded(hf_model, None, _own_config(hf_model, wish, location))
+        hf_model = narrowed(hf_model, wish.first_n_layers, wish.n_ctx)
+        hf_model.cfg.tokenizer_name = hf_model.cfg.tokenizer_name or location
+        return Loaded(hf_model, None, _own_config(hf_model, wish))
     architecture = architecture_of(hf_model)
     if wish.first_n_layers is not None and wish.first_n_layers != hf_model.config.num_hidden_layers:
         hf_model = truncated(hf_model, architecture, wish.first_n_layers)
@@ -119,16 +127,26 @@ def load(wish: Wish) -> Loaded:
     return Loaded(hf_model, architecture, cfg)
 
 
-def _own_config(hf_model: NativeForCausalLM, wish: Wish, location: str) -> HookedTransformerConfig:
+def _in_own_format(location: str, wish: Wish, kwargs: dict[str, Any]) -> NativeForCausalLM:
+    """A model in TransformerLens' own format."""
+    dtype = kwargs.pop("torch_dtype", wish.dtype)
+    _warn_of_float16(dtype, wish.device)
+    with explaining_where(wish.model_name, location, OSError, revision=kwargs.get("revision")):
+        repository = hub.Repository(location, kwargs)
+        checkpoint = repository.checkpoint(wish.checkpoint_index, wish.checkpoint_value)
+        hf_model: Any = hub.load(repository, checkpoint, dtype)
+    hf_model = narrowed(hf_model, wish.first_n_layers, wish.n_ctx)
+    if wish.move_to_device:
+        hf_model.to(wish.device or get_device())
+    return hf_model
+
+
+def _own_config(hf_model: NativeForCausalLM, wish: Wish) -> HookedTransformerConfig:
     """The config of a native model, with what was asked for."""
-    for name in ("first_n_layers", "n_ctx"):
-        if getattr(wish, name) is not None:
-            raise UnsupportedModelError(f"{name} is for models of HuggingFace's; this one was made from a config")
     if wish.n_devices > 1:
         raise UnsupportedModelError(f"n_devices={wish.n_devices}: a model made from a config is on one device")
     cfg, first = hf_model.cfg, hf_model.embed.W_E
     cfg.device, cfg.dtype = str(first.device), first.dtype
-    cfg.tokenizer_name = cfg.tokenizer_name or location
     if wish.default_prepend_bos is not None:
         cfg.default_prepend_bos = wish.default_prepend_bos
     return cfg
@@ -149,12 +167,12 @@ def _as_given(wish: Wish, kwargs: dict[str, Any]) -> Any:
 
 
 def _from_hub_or_disk(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
-    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    options = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     config = kwargs.pop("config", None)
     if config is None:
         # transformers raises ValueError for a config.json that names no model type.
-        with explaining_where(wish.model_name, location, OSError, ValueError):
-            config = AutoConfig.from_pretrained(location, **hub)
+        with explaining_where(wish.model_name, location, OSError, ValueError, revision=kwargs.get("revision")):
+            config = AutoConfig.from_pretrained(location, **options)
     _refuse_unrecorded(config)
     config = _with_attributes(config, kwargs)
     if "torch_dtype" in kwargs:
@@ -166,14 +184,18 @@ def _from_hub_or_disk(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
     )
     placing = {"device_map": device_map, "max_memory": max_memory}
     kwargs |= {name: value for name, value in placing.items() if value is not None}
-    on_cpu = str(wish.device or "cpu").startswith("cpu") and not torch.cuda.is_available()
-    if kwargs["dtype"] == torch.float16 and on_cpu:
-        logging.warning("float16 models may be slow or fail on CPU; use bfloat16 or a GPU")
-    with explaining_where(wish.model_name, location, OSError):
+    _warn_of_float16(kwargs["dtype"], wish.device)
+    with explaining_where(wish.model_name, location, OSError, revision=kwargs.get("revision")):
         hf_model: Any = AutoModelForCausalLM.from_pretrained(location, config=config, **kwargs)
     if wish.move_to_device and device_map is None:
         hf_model.to(wish.device or get_device())
     return hf_model
+
+
+def _warn_of_float16(dtype: torch.dtype, device: str | torch.device | None) -> None:
+    on_cpu = str(device or "cpu").startswith("cpu") and not torch.cuda.is_available()
+    if dtype == torch.float16 and on_cpu:
+        logging.warning("float16 models may be slow or fail on CPU; use bfloat16 or a GPU")
 
 
 def _with_attributes(config: Any, kwargs: dict[str, Any]) -> Any:
@@ -206,16 +228,20 @@ def _refuse_unrecorded(config: Any) -> None:
 
 
 @contextmanager
-def explaining_where(name: str, location: str, *errors: type[Exception]) -> Iterator[None]:
+def explaining_where(name: str, location: str, *errors: type[Exception], revision: str | None = None) -> Iterator[None]:
     """Turn HF's many ways of not finding a model into one error that says where it was looked for and what to do."""
     try:
         yield
     except errors as error:
+        if isinstance(error, ModelNotFoundError):
+            raise
         if Path(location).is_dir():
             raise ModelNotFoundError(
                 f"the directory {location!r} holds no model that can be loaded. HuggingFace said: {error}"
             ) from error
-        alias = f" (the hub id {location!r})" if location != name else ""
+        details = [f"the hub id {location!r}"] if location != name else []
+        details += [f"revision {revision!r}"] if revision is not None else []
+        alias = f" ({', '.join(details)})" if details else ""
         known = model_names.known_names()
         closest = "" if name in known else near_misses(name, known)
         raise ModelNotFoundError(
@@ -238,25 +264,18 @@ def _checkpoint(location: str, wish: Wish, kwargs: dict[str, Any]) -> dict[str, 
     if "revision" in kwargs:
         raise ValueError("a checkpoint is a revision: give one of checkpoint_index, checkpoint_value and revision")
     steps, prefix = labels
-    if wish.checkpoint_index is not None:
-        if not -len(steps) <= wish.checkpoint_index < len(steps):
-            raise IndexError(f"{wish.model_name!r} has {len(steps)} checkpoints, so none at {wish.checkpoint_index}")
-        step = steps[wish.checkpoint_index]
-    elif wish.checkpoint_value in steps:
-        step = wish.checkpoint_value
-    else:
-        close = min(steps, key=lambda known: abs(known - (wish.checkpoint_value or 0)))
-        raise AssertionError(
-            f"{wish.model_name!r} has no checkpoint at step {wish.checkpoint_value}; the closest is {close}"
-        )
+    checkpoint = Labels(steps, "step").choose(repr(wish.model_name), wish.checkpoint_index, wish.checkpoint_value)
     if wish.hf_model is None:
-        kwargs["revision"] = f"{prefix}{step}"
-    return {
-        "from_checkpoint": True,
-        "checkpoint_label_type": "step",
-        "checkpoint_value": step,
-        "checkpoint_index": steps.index(step),
-    }
+        kwargs["revision"] = f"{prefix}{checkpoint.value}"
+    return checkpoint.fields()
+
+
+def at_first(chosen: Processing, cfg: HookedTransformerConfig) -> Processing:
+    """The options that a loaded model gets: as in TransformerLens, a shortformer's logits are not centred then."""
+    if cfg.positional_embedding_type != "shortformer" or not chosen.center_unembed:
+        return chosen
+    logging.warning("center_unembed is left out for a shortformer")
+    return replace(chosen, center_unembed=False)
 
 
 def truncated(hf_model: Any, architecture: Architecture, n_layers: int) -> Any:
@@ -325,10 +344,12 @@ def find_tokenizer(
     """
     if tokenizer is not None and not isinstance(tokenizer, str):
         return tokenizer
-    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs and name != "revision"}
+    if not (tokenizer or cfg.tokenizer_name):
+        return None
+    options = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs and name != "revision"}
     name = model_names.resolve(tokenizer or cfg.tokenizer_name or "")
     try:
-        found = AutoTokenizer.from_pretrained(name, **hub)
+        found = AutoTokenizer.from_pretrained(name, **options)
         # For a directory with a model but no tokenizer, transformers makes up one that knows no token.
         if found.vocab_size:
             return found

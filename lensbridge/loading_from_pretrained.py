@@ -7,7 +7,6 @@ The functions and lists of that module, as a thin layer: names come from `model_
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,13 +16,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from . import loading, model_names
 from .architectures import architecture_of
+from .components.transformer_block import POST_NORM
 from .config import HookedTransformerConfig
 from .errors import ModelNotFoundError, near_misses
 from .model_names import PYTHIA_CHECKPOINTS as PYTHIA_CHECKPOINTS
 from .model_names import PYTHIA_V0_CHECKPOINTS as PYTHIA_V0_CHECKPOINTS
 from .model_names import STANFORD_CRFM_CHECKPOINTS as STANFORD_CRFM_CHECKPOINTS
+from .native import NativeForCausalLM, hub
 from .supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
-from .utilities.hf_utils import download_file_from_hf
 from .weights import WeightViews
 
 #: Names of the table that are no hub ids: the weights were only given out on request.
@@ -40,9 +40,6 @@ NEED_REMOTE_CODE_MODELS = (
     "openai/gpt-oss-",
     "swiss-ai/Apertus-",
 )
-
-#: Owners of repositories in TransformerLens' own format.
-OWN_FORMAT = ("NeelNanda", "ArthurConmy", "Baidicoot")
 
 #: What a config says about how a model was loaded, not about the model.
 _OF_LOADING = frozenset(
@@ -84,10 +81,12 @@ def get_official_model_name(model_name: str) -> str:
 def get_checkpoint_labels(model_name: str, **kwargs: Any) -> tuple[list[int], str]:
     """(the labels of a model's training checkpoints, "step" or "token": what they count).
 
-    For models in TransformerLens' own format the hub is asked; ``kwargs`` (``revision``, ``token``) go there.
+    For models in TransformerLens' own format the hub is asked, or the cache where the hub cannot be; ``kwargs``
+    (``revision``, ``token``, ``cache_dir``) go there, and others, for models that HuggingFace loads, nowhere.
 
     Raises:
         ValueError: for a model that is not in the table or published no checkpoints.
+        ModelNotFoundError: (a ValueError) neither the hub nor the cache knows the repository.
     """
     official = get_official_model_name(model_name)
     known = model_names.checkpoint_labels(official)
@@ -95,15 +94,12 @@ def get_checkpoint_labels(model_name: str, **kwargs: Any) -> tuple[list[int], st
         if official.startswith("EleutherAI/pythia") and "v0" not in official:
             logging.warning("The Pythia models were trained again in April 2023; the first ones have -v0 in their name")
         return known[0], "step"
-    if not official.startswith("NeelNanda/"):
+    if not hub.is_own_format(official):
         raise ValueError(f"Model {official} is not checkpointed.")
-    from huggingface_hub import HfApi
-
-    hub = {name: kwargs[name] for name in ("revision", "token") if name in kwargs}
-    found = (re.match(r"checkpoints/.*_(\d+)\.pth", file) for file in HfApi().list_repo_files(official, **hub))
-    labels = [int(match[1]) for match in found if match]
-    # Only numbers of tokens grow that large.
-    return labels, "token" if labels[-1] > 1e9 else "step"
+    options = {name: kwargs[name] for name in hub.HUB_ARGUMENTS if name in kwargs}
+    with loading.explaining_where(model_name, official, OSError):
+        labels = hub.Repository(official, options).labels()
+    return list(labels.values), labels.kind
 
 
 # --- configs ----------------------------------------------------------------------------------------------------------
@@ -147,36 +143,24 @@ def convert_hf_model_config(model_name: str, **kwargs: Any) -> dict[str, Any]:
 def convert_neel_model_config(official_model_name: str, **kwargs: Any) -> dict[str, Any]:
     """The fields of a HookedTransformerConfig that a repository in TransformerLens' own format states.
 
-    Its ``config.json`` is downloaded; ``kwargs`` go to `utils.download_file_from_hf`.
+    Its ``config.json`` is downloaded, or found in the cache; ``kwargs`` go there (``revision``, ``cache_dir``, ...).
+
+    Raises:
+        ModelNotFoundError: (an OSError) neither the hub nor the cache has it.
+        UnsupportedModelError: (a ValueError) it lacks fields that every model has.
     """
     official = get_official_model_name(official_model_name)
-    stated: Any = download_file_from_hf(official, "config.json", **kwargs)
-    sizes = ("d_model", "n_layers", "d_mlp", "d_head", "n_heads", "n_ctx", "d_vocab", "act_fn", "attn_only")
-    return {name: stated[name] for name in sizes} | {
-        "tokenizer_name": stated.get("tokenizer_name"),
-        "final_rms": stated.get("final_rms", False),
-        "original_architecture": stated.get("architecture", "neel-solu-old" if "_old" in official else "neel"),
-        "normalization_type": stated["normalization" if "normalization" in stated else "normalization_type"],
-        "positional_embedding_type": "shortformer" if stated.get("shortformer_pos") else "standard",
-    }
+    with loading.explaining_where(official_model_name, official, OSError):
+        return hub.Repository(official, kwargs).fields()
 
 
-def _own_format_config(official: str, wish: loading.Wish) -> HookedTransformerConfig:
-    kwargs = wish.kwargs or {}
-    stated = convert_neel_model_config(official, **kwargs)
-    changes = {"n_layers": wish.first_n_layers, "n_ctx": wish.n_ctx, "default_prepend_bos": wish.default_prepend_bos}
-    stated |= {name: value for name, value in changes.items() if value is not None}
-    if wish.checkpoint_index is not None or wish.checkpoint_value is not None:
-        labels, kind = get_checkpoint_labels(official, **kwargs)
-        index = wish.checkpoint_index
-        if index is None:
-            if wish.checkpoint_value not in labels:
-                raise AssertionError(f"{official} has no checkpoint {wish.checkpoint_value}; it has {labels}")
-            index = labels.index(wish.checkpoint_value)
-        stated |= {"from_checkpoint": True, "checkpoint_label_type": kind}
-        stated |= {"checkpoint_index": index, "checkpoint_value": labels[index]}
-    name = official.split("/")[-1]
-    return HookedTransformerConfig.from_dict({**stated, "model_name": name, "init_weights": False, "dtype": wish.dtype})
+def _own_format_config(location: str, wish: loading.Wish) -> HookedTransformerConfig:
+    with loading.explaining_where(wish.model_name, location, OSError):
+        repository = hub.Repository(location, wish.kwargs)
+        checkpoint = repository.checkpoint(wish.checkpoint_index, wish.checkpoint_value)
+        asked = {"n_layers": wish.first_n_layers, "n_ctx": wish.n_ctx, "default_prepend_bos": wish.default_prepend_bos}
+        changes = {name: value for name, value in asked.items() if value is not None}
+        return hub.config_of(repository, checkpoint, dtype=wish.dtype, **changes)
 
 
 def get_pretrained_model_config(
@@ -212,11 +196,12 @@ def get_pretrained_model_config(
         checkpoint_value=checkpoint_value,
         kwargs=kwargs,
     )
-    official = model_names.resolve(model_name)
-    cfg = _own_format_config(official, wish) if official.startswith(OWN_FORMAT) else _read_config(wish)
+    location = model_names.resolve(model_name)
+    cfg = _own_format_config(location, wish) if hub.is_own_format(location, kwargs) else _read_config(wish)
     if hf_cfg is not None:
         cfg.d_vocab = cfg.d_vocab_out = hf_cfg.get("vocab_size", cfg.d_vocab)
-    if fold_ln and cfg.normalization_type in ("LN", "RMS"):
+    foldable = cfg.positional_embedding_type != "shortformer" and cfg.original_architecture not in POST_NORM
+    if fold_ln and foldable and cfg.normalization_type in ("LN", "RMS"):
         cfg.normalization_type += "Pre"
     cfg.device = str(device) if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
     cfg.n_devices = n_devices
@@ -265,21 +250,25 @@ def get_pretrained_state_dict(
     """The unprocessed weights of a pretrained model under TransformerLens' names and in its shapes.
 
     Those of ``hf_model``, with which they share memory, if it is given; else the model is loaded, at the checkpoint
-    that ``cfg`` names, in ``dtype``, with ``kwargs`` for HuggingFace's ``from_pretrained``.
+    that ``cfg`` names, in ``dtype``, with ``kwargs`` for HuggingFace's ``from_pretrained``. What a file in
+    TransformerLens' own format does not have, such as biases that are zero, is not there (`fill_missing_keys`).
 
     Raises:
         ModelNotFoundError: (an OSError) the name leads to no checkpoint.
         UnsupportedModelError: (a ValueError) there is no record for the architecture.
     """
+    dtype, label = kwargs.pop("torch_dtype", dtype), cfg.checkpoint_value if cfg.from_checkpoint else None
+    location = model_names.resolve(official_model_name)
+    if hf_model is None and hub.is_own_format(location, kwargs):
+        with loading.explaining_where(official_model_name, location, OSError):
+            return hub.Repository(location, kwargs).weights(label, dtype)
     if hf_model is None:
         wish = loading.Wish(
-            official_model_name,
-            dtype=kwargs.pop("torch_dtype", dtype),
-            move_to_device=False,
-            checkpoint_value=cfg.checkpoint_value if cfg.from_checkpoint else None,
-            kwargs=kwargs,
+            official_model_name, dtype=dtype, move_to_device=False, checkpoint_value=label, kwargs=kwargs
         )
         hf_model = loading.load(wish).hf_model
+    if isinstance(hf_model, NativeForCausalLM):
+        return {name: value.detach() for name, value in hf_model.named_parameters()}
     views = WeightViews(hf_model, architecture_of(hf_model), cfg)
     return {name: views.get(name).detach() for name in views.names()}
 

@@ -218,11 +218,10 @@ class HookedTransformer(
         found = loading.find_tokenizer(tokenizer, loaded.cfg, from_pretrained_kwargs)
         with loading.building(loaded):
             model = cls(loaded.cfg, found, move_to_device=False, default_padding_side=default_padding_side)
-        model.set_processing(
-            Processing(
-                fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices
-            )
+        chosen = Processing(
+            fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices
         )
+        model.set_processing(loading.at_first(chosen, loaded.cfg))
         if hf_model is not None and device is not None and move_to_device:
             model.to(device, print_details=False)
         print(f"Loaded pretrained model {model_name} into HookedTransformer")

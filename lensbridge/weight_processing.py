@@ -107,8 +107,8 @@ class ProcessWeights:
     ) -> Weights:
         """Every norm folded into the weights that read it; the norms' own parameters become ones and zeros.
 
-        For RMS norms both flags should be off, as `process_weights` has it. Experts take over a gain only: a norm with
-        a bias in front of them stays as it is.
+        For RMS norms both flags should be off, as `process_weights` has it; for a last one (``cfg.final_rms``) among
+        layer norms they are. Experts take over a gain only: a norm with a bias in front of them stays as it is.
 
         Raises:
             ValueError: if a layer has ``W_Q`` and lacks ``W_K`` or ``W_V``.
@@ -118,8 +118,10 @@ class ProcessWeights:
             for layer in range(cfg.n_layers):
                 _fold_layer(state, cfg, layer, fold_biases, center_weights)
             if "ln_final.w" in state:
-                folds = fold_biases and not getattr(cfg, "final_rms", False)
-                _on(state, cfg, "ln_final.", "unembed.", _folding(UNEMBED_READERS, folds, center_weights))
+                # An RMS norm has no bias and leaves the mean in.
+                layer_norm = not getattr(cfg, "final_rms", False)
+                last = _folding(UNEMBED_READERS, fold_biases and layer_norm, center_weights and layer_norm)
+                _on(state, cfg, "ln_final.", "unembed.", last)
             return state
 
         return adapted_weights.through(adapter, state_dict, cfg, change)
@@ -396,14 +398,15 @@ def _fold_layer(state: Weights, cfg: Any, layer: int, fold_biases: bool, center_
 def _fold_experts(w: Weights) -> Weights:
     """All experts and their router read the same norm; without the experts' weights it has to stay."""
     readers = [name for name in w if name.removesuffix(".weight").rpartition(".")[2] in ("W_in", "W_gate")]
-    if "ln.b" in w or not any("experts." in name for name in readers):
+    if ("ln.b" in w and w["ln.b"].any()) or not any("experts." in name for name in readers):
         return w
     return fold_norm_into(w, dict.fromkeys(readers, ""), fold_biases=False, center_weights=False)
 
 
 def _writers(w: Weights) -> tuple[str, ...]:
     """The weights of an MLP, or of its experts, that write to the residual stream."""
-    return tuple(name for name in w if name.removesuffix(".weight").rpartition(".")[2] in ("W_out", "b_out"))
+    names = {name: name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2] for name in w}
+    return tuple(name for name, last in names.items() if last in ("W_out", "b_out"))
 
 
 def _center_embeddings(state: Weights, cfg: Any) -> None:

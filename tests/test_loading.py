@@ -342,10 +342,14 @@ def test_a_checkpoint_is_a_revision(spied: dict, asked: dict, step: int, index: 
 def test_checkpoints_that_do_not_exist(spied: dict) -> None:
     with pytest.raises(ValueError, match="'gpt2' has no numbered checkpoints"):
         load("gpt2", checkpoint_index=0)
-    with pytest.raises(AssertionError, match="no checkpoint at step 7; the closest is 10"):
+    with pytest.raises(
+        AssertionError, match=r"no checkpoint at step 7; the closest are 0 \(checkpoint_index=0\) and 10 "
+    ):
         load(CRFM, checkpoint_value=7)
-    with pytest.raises(IndexError, match="has 609 checkpoints, so none at 609"):
+    with pytest.raises(IndexError, match="has 609 checkpoints, so none at index 609: .*index 608 is step 400000"):
         load(CRFM, checkpoint_index=609)
+    with pytest.raises(ValueError, match="is step 10, not 20"):
+        load(CRFM, checkpoint_index=1, checkpoint_value=20)
     with pytest.raises(ValueError, match="are the same thing"):
         load(CRFM, checkpoint_value=10, checkpoint_label=10)
     with pytest.raises(ValueError, match="a checkpoint is a revision"):

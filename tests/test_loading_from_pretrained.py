@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -153,26 +154,46 @@ OWN = {
 }
 
 
-def test_a_repository_in_transformerlens_own_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+@pytest.fixture
+def cache(tmp_path: Path) -> str:
+    """HuggingFace's cache with a repository in TransformerLens' own format."""
+    repository = tmp_path / "hub" / "models--NeelNanda--SoLU_1L512W_C4_Code"
     stated = OWN | {"normalization": "LNPre", "shortformer_pos": True, "tokenizer_name": "gpt2"}
-    monkeypatch.setattr(lfp, "download_file_from_hf", lambda *args, **kwargs: asked.append((args, kwargs)) or stated)
-    fields = lfp.convert_neel_model_config("solu-1l", cache_dir="here")
-    assert asked == [(("NeelNanda/SoLU_1L512W_C4_Code", "config.json"), {"cache_dir": "here"})]
-    assert fields == OWN | {
+    files = {"config.json": json.dumps(stated)} | {f"checkpoints/solu_{10**9 + n}.pth": "" for n in (10, 20, 30)}
+    for name, content in files.items():
+        path = repository / "snapshots" / ("0" * 40) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    return str(tmp_path / "hub")
+
+
+def test_a_repository_in_transformerlens_own_format(cache: str) -> None:
+    assert lfp.convert_neel_model_config("solu-1l", cache_dir=cache) == OWN | {
         "tokenizer_name": "gpt2",
         "final_rms": False,
         "original_architecture": "neel",
         "normalization_type": "LNPre",
         "positional_embedding_type": "shortformer",
     }
-    monkeypatch.setattr(lfp, "get_checkpoint_labels", lambda name, **kwargs: ([10, 20, 30], "token"))
-    cfg = lfp.get_pretrained_model_config("solu-1l", first_n_layers=1, n_ctx=4, checkpoint_value=20)
+    cfg = lfp.get_pretrained_model_config(
+        "solu-1l", first_n_layers=1, n_ctx=4, checkpoint_value=10**9 + 20, cache_dir=cache
+    )
     assert (cfg.model_name, cfg.n_layers, cfg.n_ctx, cfg.d_model) == ("SoLU_1L512W_C4_Code", 1, 4, 8)
     assert (cfg.from_checkpoint, cfg.checkpoint_index, cfg.checkpoint_label_type) == (True, 1, "token")
-    assert lfp.get_pretrained_model_config("solu-1l", checkpoint_index=-1).checkpoint_value == 30
-    with pytest.raises(AssertionError, match="no checkpoint 25"):
-        lfp.get_pretrained_model_config("solu-1l", checkpoint_value=25)
+    last = lfp.get_pretrained_model_config("solu-1l", checkpoint_index=-1, cache_dir=cache)
+    assert (last.checkpoint_value, last.checkpoint_index) == (10**9 + 30, 2)
+    with pytest.raises(AssertionError, match="no checkpoint at token 1000000025; the closest are 1000000020 "):
+        lfp.get_pretrained_model_config("solu-1l", checkpoint_value=10**9 + 25, cache_dir=cache)
+
+
+def test_a_shortformers_norms_cannot_be_folded(cache: str) -> None:
+    path = next(Path(cache).glob("models--*/snapshots/*/config.json"))
+    path.write_text(path.read_text().replace("LNPre", "LN"))
+    for fold_ln in (False, True):
+        cfg = lfp.get_pretrained_model_config("solu-1l", fold_ln=fold_ln, cache_dir=cache)
+        assert cfg.normalization_type == "LN"
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
@@ -191,6 +212,14 @@ def test_the_weights_are_loaded_by_name(directory: str, raw: Any) -> None:
     assert found["blocks.0.mlp.W_in"].dtype == torch.float64
     torch.testing.assert_close(found["blocks.0.mlp.W_in"].float(), raw.blocks[0].mlp.W_in.detach())
     raw.load_state_dict(lfp.get_pretrained_state_dict(directory, raw.cfg))
+
+
+def test_the_weights_of_a_native_model() -> None:
+    fields = OWN | {"attn_only": True, "device": "cpu"}
+    model = HookedTransformer(HookedTransformerConfig(**fields))
+    found = lfp.get_pretrained_state_dict("mine", model.cfg, hf_model=model.hf_model)
+    assert list(found) == [name for name, _ in model.named_parameters()]
+    assert found["embed.W_E"].data_ptr() == model.W_E.data_ptr()
 
 
 def test_missing_weights_are_filled_in(raw: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -255,6 +255,9 @@ def test_experts_and_their_router_take_over_the_gain(d_mlp: int) -> None:
     # Where the experts are missing, or a bias would be lost, the norm stays.
     for other in ({k: v for k, v in w.items() if "experts" not in k}, w | {"blocks.0.ln2.b": torch.ones(D_MODEL)}):
         assert all(v is other[k] for k, v in ProcessWeights.fold_layer_norm(other, cfg).items())
+    # There is nothing to lose of a bias that is zero.
+    again = ProcessWeights.fold_layer_norm(w | {"blocks.0.ln2.b": torch.zeros(D_MODEL)}, cfg)
+    assert all(torch.equal(again[name], value) for name, value in after.items())
 
 
 def test_experts_are_centred_over_the_models_width() -> None:
@@ -262,10 +265,13 @@ def test_experts_are_centred_over_the_models_width() -> None:
         experts(),
         SimpleNamespace(n_layers=1, d_model=D_MODEL, num_experts=2, original_architecture="Olmo2ForCausalLM"),
     )
+    w |= {f"blocks.0.mlp.experts.{expert}.W_out.bias": torch.randn(D_MODEL) for expert in (0, 1)}
     after = ProcessWeights.center_writing_weights(w, cfg)
     for expert in (0, 1):
-        written = torch.randn(4, D_MLP) @ after[f"blocks.0.mlp.experts.{expert}.W_out.weight"].T
+        of_expert = f"blocks.0.mlp.experts.{expert}.W_out"
+        written = torch.randn(4, D_MLP) @ after[f"{of_expert}.weight"].T
         assert written.mean(-1).abs().max() < 1e-5
+        assert (written + after[f"{of_expert}.bias"]).mean(-1).abs().max() < 1e-5
     assert after["blocks.0.mlp.W_gate.weight"] is w["blocks.0.mlp.W_gate.weight"]
 
 
@@ -279,6 +285,8 @@ def test_a_last_norm_that_sees_the_mean_keeps_its_stream() -> None:
     assert torch.allclose(after["blocks.0.attn.b_O"], w["blocks.0.attn.b_O"] + moved)
     assert torch.equal(after["ln_final.b"], w["ln_final.b"])
     assert torch.equal(after["embed.W_E"], w["embed.W_E"])
+    folded = ProcessWeights.process_weights(w, cfg, center_unembed=False)
+    assert torch.equal(folded["unembed.W_U"], w["unembed.W_U"] * w["ln_final.w"][:, None])
 
 
 def test_half_precision_goes_in_and_comes_out() -> None:

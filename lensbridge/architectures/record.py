@@ -68,9 +68,13 @@ class Block:
     expert_neurons: ExpertNeurons | None = None
     ln2_post: str | None = None
     #: The modules whose output is added to the residual stream, where these are not ``ln1_post`` or ``attn`` and
-    #: ``ln2_post`` or ``mlp``; and an attribute that holds a factor between that output and what is added.
+    #: ``ln2_post`` or ``mlp``.
     attn_branch: str | None = None
     mlp_branch: str | None = None
+    #: A module that is called before them and whose output is added to theirs.
+    attn_also: str | None = None
+    mlp_also: str | None = None
+    #: An attribute that holds a factor between that output and what is added.
     attn_factor: str | None = None
     mlp_factor: str | None = None
     #: Whether batch and position are one axis from the norm before the MLP to the MLP's output.
@@ -158,10 +162,21 @@ class Block:
         return (self.attn_branch or self.ln1_post or self.attn, self.mlp_branch or self.ln2_post or self.mlp)
 
 
+def mixture(mlp: str = "mlp", router: str = "gate") -> dict[str, Any]:
+    """The changes of a layer whose MLP, at this path, is a mixture of experts."""
+    dense = dict.fromkeys(("gate", "mlp_in", "mlp_out"))
+    return {"experts": f"{mlp}.experts", "router": f"{mlp}.{router}", **dense}
+
+
+def instead_of_attention(path: str) -> dict[str, Any]:
+    """The changes of a layer where another module (a recurrence, say) stands in the place of attention."""
+    return {"attn_branch": path, **dict.fromkeys(("attn", "q", "k", "v", "qkv", "q_norm", "k_norm", "o"))}
+
+
 #: What the presence of a module below a layer changes, in families whose modules go by Llama's names.
 LLAMA_KINDS: Mapping[str, Mapping[str, Any]] = {
     "self_attn.q_norm": {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"},
-    "mlp.experts": {"experts": "mlp.experts", "router": "mlp.gate", "gate": None, "mlp_in": None, "mlp_out": None},
+    "mlp.experts": mixture(),
     "mlp.router": {"router": "mlp.router"},
 }
 

@@ -26,10 +26,12 @@ from .places import AnyPlace, ArgumentPlace, FactorPlace, Place, ResultPlace, Si
 from .sites import (
     BranchSite,
     GateUpSite,
+    PartSite,
     PlainSite,
     PositionSite,
     Site,
     StreamSite,
+    SumSite,
     UncentredEmbedSite,
     UnembedOutSite,
 )
@@ -114,9 +116,16 @@ class _BlockLayout:
         path = self.block.branches[part == "mlp"]
         if path is None:
             return []
-        place = Place(self.architecture.below(self.layer, path), "output", part == "mlp" and self.block.flat_mlp)
-        scaled = _scaled(place, self.root, getattr(self.block, f"{part}_factor"))
-        return [BranchSite(f"{self.prefix}.hook_{part}_out", scaled, after_edits_of)]
+        name, flat = f"{self.prefix}.hook_{part}_out", part == "mlp" and self.block.flat_mlp
+        factor, also = (getattr(self.block, f"{part}_{what}") for what in ("factor", "also"))
+
+        def place(path: str) -> Place:
+            there = Place(self.architecture.below(self.layer, path), "output", flat)
+            return _scaled(there, self.root, factor)
+
+        if also is None:
+            return [BranchSite(name, place(path), after_edits_of)]
+        return [PartSite(name, place(also)), SumSite(name, place(path), after_edits_of)]
 
     def middle(self) -> list[Site]:
         """The stream between attention and MLP."""

@@ -59,6 +59,8 @@ class Run:
     norm_inputs: dict[str, Tensor] = field(default_factory=dict)
     #: prefix of a norm with several readers -> what one of them, the MLP, has to read instead of its output.
     reader_inputs: dict[str, Tensor] = field(default_factory=dict)
+    #: point -> the output of a module that is added to what the point's own place has.
+    parts: dict[str, Tensor] = field(default_factory=dict)
     #: layer -> 1 - sum of each row of an edited pattern, [batch, head, query_pos].
     missing_rows: dict[int, Tensor] = field(default_factory=dict)
     #: Layers whose scores were edited, so that a softmax row may be NaN.
@@ -283,19 +285,46 @@ class BranchSite(Site):
     def visit(self, run: Run) -> None:
         name = self.names[0]
         if run.listens(name):
-            value = run.stream.read_branch(run.read(self.place))
+            value = run.stream.read_branch(self._read(run))
             value, changed = run.fire(name, value, live=not run.stream.centred)
             if changed:
-                run.write(self.place, value)
+                self._write(run, value)
                 run.stream.branch_written(value)
         run.stream.add_branch()
 
     def record(self, run: Run) -> None:
-        x = run.read(self.place)
+        x = self._read(run)
         if run.stream.centred:
             run.keep_later(self.names[0], x, run.stream.read_branch)
         else:
             run.keep(self.names[0], x)
+
+    def _read(self, run: Run) -> Tensor:
+        return run.read(self.place)
+
+    def _write(self, run: Run, value: Tensor) -> None:
+        run.write(self.place, value)
+
+
+class PartSite(Site):
+    """The output of a module that is added to a branch's: kept until the branch itself is reached."""
+
+    def __init__(self, name: str, place: Place) -> None:
+        self.names = (name,)
+        self.place = place
+
+    def visit(self, run: Run) -> None:
+        run.parts[self.names[0]] = run.read(self.place)
+
+
+class SumSite(BranchSite):
+    """A branch that is the sum of what two modules return; an edit goes in at the one that is called last."""
+
+    def _read(self, run: Run) -> Tensor:
+        return run.read(self.place) + run.parts[self.names[0]]
+
+    def _write(self, run: Run, value: Tensor) -> None:
+        run.write(self.place, value - run.parts[self.names[0]])
 
 
 class UncentredEmbedSite(BranchSite):

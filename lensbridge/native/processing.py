@@ -1,28 +1,29 @@
 """How are the weights of a native model processed?
 
-TransformerLens' five options change the basis in which values are expressed and leave the function alone
-(`lensbridge.processing` says what each does). A HuggingFace model is left as it is and shown in the new basis; a native
-model is one of our own, so its weights are really rewritten, as TransformerLens does, and its norms replaced by ones
-without gain and bias. An option that cannot be carried out without changing the function is left out, with a warning.
+TransformerLens' five options change the basis in which values are expressed and leave the function alone. A HuggingFace
+model is left as it is and shown in the new basis; a native model is one of our own, so its weights are really
+rewritten (by `weight_processing.py`), as TransformerLens does, and its norms replaced by ones without gain and bias.
+Here is what belongs to a model: which options it allows, what a state dict may lack, and the norms that are left. An
+option that cannot be carried out without changing the function is left out, with a warning.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 
-import torch
 from torch import Tensor
 
 from ..components.abstract_attention import CONSTANTS
 from ..components.transformer_block import POST_NORM, norm_for
 from ..config import HookedTransformerConfig
 from ..errors import UnsupportedModelError
-from ..processing import Processing, refactor_attention
+from ..processing import Processing
 from ..utilities.activation_functions import softcap_enabled
-from .body import LEARNED_POSITIONS, NativeBody, final_norm
+from ..weight_processing import ProcessWeights
+from .body import NativeBody, final_norm
 
 State = dict[str, Tensor]
 #: ``normalization_type`` -> that of the norms that are left when gain and bias are folded.
@@ -101,28 +102,10 @@ def possible(options: Processing, cfg: HookedTransformerConfig, state: Mapping[s
 
 def processed(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig, options: Processing) -> State:
     """A state dict rewritten by these options; norms that were folded are no longer in it."""
-    dtypes = {name: value.dtype for name, value in state_dict.items()}
-    half = (torch.float16, torch.bfloat16)
-    state = {name: value.float() if value.dtype in half else value.clone() for name, value in state_dict.items()}
-    centres = options.center_writing_weights
-    if options.fold_ln:
-        _fold_norms(state, cfg)
-    if centres:
-        _center_writers(state, cfg)
-    if options.center_unembed:
-        state["unembed.W_U"] -= state["unembed.W_U"].mean(-1, keepdim=True)
-        state["unembed.b_U"] -= state["unembed.b_U"].mean()
-    for layer in range(cfg.n_layers):
-        attn = f"blocks.{layer}.attn."
-        if options.fold_value_biases:
-            _move_value_biases(state, attn)
-            if centres:
-                state[attn + "b_O"] -= state[attn + "b_O"].mean()
-        if options.refactor_factored_attn_matrices:
-            names = [f"{kind}_{part}" for kind in "Wb" for part in "QKVO"]
-            new = refactor_attention({name: state[attn + name] for name in names})
-            state |= {attn + name: new[name] for name in names}
-    return {name: value.to(dtypes[name]) for name, value in state.items()}
+    state = ProcessWeights.process_weights(dict(state_dict), cfg, **asdict(options))
+    # A gate gets a bias there, which is zero (`possible` sees to that) and has no place in the model.
+    kept = [name for name in state_dict if not (options.fold_ln and NORM_WEIGHT.search(name))]
+    return {name: state[name] for name in kept}
 
 
 # --- what stands in the way -------------------------------------------------------------------------------------------
@@ -175,7 +158,6 @@ def _check_refactoring(cfg: HookedTransformerConfig) -> None:
     obstacles = {
         "heads share keys and values": cfg.n_key_value_heads is not None,
         "queries and keys are normed": cfg.use_qk_norm or cfg.original_architecture in POST_NORM,
-        "positions are added for queries and keys alone": cfg.positional_embedding_type == "shortformer",
         "clip_qkv is set": cfg.clip_qkv is not None,
         "attention sinks keep patterns from summing to one": cfg.use_attention_sinks,
     }
@@ -184,75 +166,7 @@ def _check_refactoring(cfg: HookedTransformerConfig) -> None:
         raise UnsupportedModelError(f"refactor_factored_attn_matrices would change the model: {'; '.join(found)}")
 
 
-# --- the options ------------------------------------------------------------------------------------------------------
-
-
-def _fold_norms(state: State, cfg: HookedTransformerConfig) -> None:
-    centres = cfg.normalization_type in ("LN", "LNPre")
-    group = "" if cfg.n_key_value_heads is None else "_"
-    for layer in range(cfg.n_layers):
-        block = f"blocks.{layer}"
-        keys_and_values = [(f"{group}W_{part}", f"{group}b_{part}") for part in "KV"]
-        readers = {f"{block}.attn.{w}": f"{block}.attn.{b}" for w, b in [("W_Q", "b_Q"), *keys_and_values]}
-        _fold(state, f"{block}.ln1", readers, centres)
-        if not cfg.attn_only:
-            _fold(state, f"{block}.ln2", _mlp_readers(cfg, f"{block}.mlp."), centres)
-            # The norm of the activations has the width of the MLP.
-            _fold(state, f"{block}.mlp.ln", {f"{block}.mlp.W_out": f"{block}.mlp.b_out"}, centres)
-    _fold(state, "ln_final", {"unembed.W_U": "unembed.b_U"}, centres and not cfg.final_rms)
-
-
-def _mlp_readers(cfg: HookedTransformerConfig, mlp: str) -> dict[str, str | None]:
-    """The weights that read an MLP's input, with the bias that can take over a norm's."""
-    if cfg.num_experts:
-        experts = [f"{mlp}experts.{number}.{name}" for number in range(cfg.num_experts) for name in ("W_in", "W_gate")]
-        return {f"{name}.weight": None for name in (f"{mlp}W_gate", *experts)}
-    if cfg.gated_mlp:
-        return {f"{mlp}W_in": None, f"{mlp}W_gate": None}
-    return {f"{mlp}W_in": f"{mlp}b_in"}
-
-
-def _fold(state: State, norm: str, readers: Mapping[str, str | None], centres: bool) -> None:
-    """Fold one norm into the weights that read it, and make those ignore the mean that it takes out."""
-    gain, shift = state.pop(f"{norm}.w", None), state.pop(f"{norm}.b", None)
-    if gain is None:
-        return
-    for name, bias in readers.items():
-        # nn.Linear has its weights the other way round.
-        turned = name.endswith(".weight")
-        weight = state[name].T if turned else state[name]
-        if shift is not None and bias is not None:
-            state[bias] = state[bias] + (weight * shift[:, None]).sum(-2)
-        weight = weight * gain[:, None]
-        if centres:
-            weight = weight - weight.mean(-2, keepdim=True)
-        state[name] = weight.T if turned else weight
-
-
-def _center_writers(state: State, cfg: HookedTransformerConfig) -> None:
-    for name in _writers(cfg):
-        if name in state:
-            along = 0 if name.endswith("W_out.weight") else -1
-            state[name] = state[name] - state[name].mean(along, keepdim=True)
-
-
-def _writers(cfg: HookedTransformerConfig) -> Iterator[str]:
-    """Everything that is added to the residual stream, by name; not all of it is in every model."""
-    yield "embed.W_E"
-    if cfg.positional_embedding_type in LEARNED_POSITIONS:
-        yield "pos_embed.W_pos"
-    for layer in range(cfg.n_layers):
-        yield from (f"blocks.{layer}.attn.{name}" for name in ("W_O", "b_O"))
-        yield from (f"blocks.{layer}.mlp.{name}" for name in ("W_out", "b_out"))
-        for expert in range(cfg.num_experts or 0):
-            yield from (f"blocks.{layer}.mlp.experts.{expert}.W_out.{name}" for name in ("weight", "bias"))
-
-
-def _move_value_biases(state: State, attn: str) -> None:
-    weight, name = state[attn + "W_O"], attn + ("_b_V" if attn + "_b_V" in state else "b_V")
-    biases = state[name].repeat_interleave(len(weight) // len(state[name]), dim=0)
-    state[attn + "b_O"] = state[attn + "b_O"] + torch.einsum("hd,hdm->m", biases, weight)
-    state[name] = torch.zeros_like(state[name])
+# --- the model --------------------------------------------------------------------------------------------------------
 
 
 def _drop_gains(model: NativeBody) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def tiny_model(
         UnsupportedModelError: if no causal-LM class is known for the config.
     """
     cls = model_class or causal_lm_class(config)
-    config = _config_for(cls, config)
+    config = copy.deepcopy(_config_for(cls, config))  # a model writes into its config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

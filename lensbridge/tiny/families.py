@@ -44,11 +44,17 @@ _INDEXER = {
     "indexer_budget": 2048,
     "indexer_compress_ratio": 4,
 }
+_SECTIONS = {"rope_parameters": {"mrope_section": [2, 3, 3]}}
 _PER_LAYER_INPUT = {"ple_layer_ids": [2], "eos_token_id": 2, "heads_per_ngram": 4}
 
+#: By ``model_type``, of a model or of a config nested in it.
 SPECIAL: dict[str, Family] = {
     "bamba": Family(base={"attn_layer_indices": [9, 18, 27]}, set=_MAMBA2),
+    # The class falls back to full attention, in its first forward, where a text has few blocks.
+    "big_bird": Family(set={"attention_type": "original_full"}),
+    # Its cache needs a number of layers, which a config of several stacks does not have.
     "blt": Family(set={"use_cache": False}),
+    # Its fused projection has four blocks of heads.
     "codegen": Family(set={"n_head": 8, "rotary_dim": 4}),
     "cohere2_moe": Family(base={"first_k_dense_replace": 1}),
     "cohere_compass_text": Family(
@@ -71,7 +77,10 @@ SPECIAL: dict[str, Family] = {
                 *["heavily_compressed_attention", "compressed_sparse_attention"] * 20,
             ]
         },
-        set={"compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4}},
+        set={
+            "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4},
+            "index_topk": 2,
+        },
     ),
     "dots1": Family(
         base={"n_shared_experts": 2, "n_routed_experts": 128, "num_experts_per_tok": 6, "first_k_dense_replace": 1}
@@ -79,6 +88,7 @@ SPECIAL: dict[str, Family] = {
     "falcon_h1": Family(set=_MAMBA2 | {"mamba_d_ssm": 128}),
     "glm_moe_dsa": Family(base={"indexer_types": ["full"] * 3 + ["shared", "full", "shared"] * 25}),
     "got_ocr2": Family(set={"vision_config": {"output_channels": 8}}),
+    "glm4v_moe_text": Family(set={"rope_parameters": {"mrope_section": [2, 1, 1]}}),
     "granite_swa": Family(base={"layer_rope_theta": [0.0, 10000.0, 10000.0, 10000.0] * 6}),
     "granitemoe_swa": Family(base={"layer_rope_theta": [0.0, 10000.0, 10000.0, 10000.0] * 8}),
     "granitemoehybrid": Family(base={"layer_types": ["linear_attention", "full_attention"] * 16}, set=_MAMBA2),
@@ -107,6 +117,10 @@ SPECIAL: dict[str, Family] = {
     "musicgen": Family(set={"decoder": {"num_codebooks": 1}}),
     "musicgen_melody": Family(set={"decoder": {"num_codebooks": 1}}),
     "nemotron": Family(base={"head_dim": 192, "num_key_value_heads": 8}),
+    **dict.fromkeys(
+        ("glm4v_text", "glm_ocr_text", "paddleocr_vl_text", "qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text"),
+        Family(set=_SECTIONS),
+    ),
     "phi4_multimodal": Family(
         set={
             "audio_config": {
@@ -125,8 +139,10 @@ SPECIAL: dict[str, Family] = {
             "local_attn_chunk_length": 4,
             "lsh_attn_chunk_length": 4,
             "num_buckets": 4,
+            "hash_seed": 0,  # else no two runs are the same
         }
     ),
+    # The widths of its heads are rounded up to 64 in all.
     "xlstm": Family(set={"hidden_size": 128, "embedding_dim": 128}),
     "xmod": Family(base={"default_language": "en_XX"}),
     "zamba": Family(

@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from ..errors import UnknownArgumentError, UnsupportedModelError, near_misses
 from . import layers, sizes
-from .families import DERIVED, FAMILIES, Family
+from .families import DERIVED, FAMILIES, SPECIAL, Family
 
 #: Entries that a tiny random model has no use for, or that its class derives from the sizes of the parts of a head.
 _LEFT_OUT = frozenset({"transformers_version", "dtype", "torch_dtype", "quantization_config", "qk_head_dim"})
@@ -35,12 +35,12 @@ def tiny_config(config: PreTrainedConfig | type | str, **overrides: Any) -> PreT
         UnknownArgumentError: if an override is no entry of this config.
     """
     if isinstance(config, PreTrainedConfig):
-        base, family = config, FAMILIES.get(config.model_type, Family())
+        base, family = config, SPECIAL.get(config.model_type, Family())
     elif isinstance(config, str):
-        base, family = default_config(config), FAMILIES.get(config, Family())
+        base, family = default_config(config), _family(config)
     else:
         cls = getattr(config, "config_class", None) or config
-        family = FAMILIES.get(getattr(cls, "model_type", ""), Family())
+        family = SPECIAL.get(getattr(cls, "model_type", ""), Family())
         base = cls(**family.base)
     values = _shrink(base)
     _merge(values, family.set)
@@ -57,7 +57,12 @@ def default_config(key: str) -> PreTrainedConfig:
     model_type = key.partition("@")[0]
     if model_type not in CONFIG_MAPPING or ("@" in key and key not in FAMILIES):
         raise UnsupportedModelError(f"no family {key!r}.{near_misses(key, [*FAMILIES, *CONFIG_MAPPING])}")
-    return CONFIG_MAPPING[model_type](**FAMILIES.get(key, Family()).base)
+    return CONFIG_MAPPING[model_type](**_family(key).base)
+
+
+def _family(key: str) -> Family:
+    """What is special about a key of `FAMILIES`, or about any other ``model_type``."""
+    return FAMILIES.get(key) or SPECIAL.get(key) or Family()
 
 
 def _checked(base: PreTrainedConfig, overrides: dict[str, Any], known: set[str]) -> dict[str, Any]:
@@ -81,8 +86,9 @@ def _shrink(config: PreTrainedConfig, fewest: int = layers.FEWEST) -> dict[str, 
     tiny: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, PreTrainedConfig):
-            fewest = 1 if _OTHER_MODALITY.fullmatch(name) else layers.FEWEST
-            tiny[name] = _shrink(value, fewest) | {"model_type": value.model_type}
+            one_is_enough = _OTHER_MODALITY.fullmatch(name)
+            tiny[name] = _shrink(value, 1 if one_is_enough else layers.FEWEST) | {"model_type": value.model_type}
+            _merge(tiny[name], SPECIAL.get(value.model_type, Family()).set)
             continue
         new = sizes.rope(value, config) if name == "rope_parameters" else _resize(name, chosen.get(name, value))
         if name in chosen or _differs(new, value) or name not in defaults or _differs(value, defaults[name]):
@@ -99,11 +105,8 @@ def _resize(name: str, value: Any) -> Any:
     """One entry of a config at its tiny size, whatever it is made of."""
     if isinstance(value, dict) and name not in ("id2label", "label2id"):
         return {key: _resize(str(key), entry) for key, entry in value.items()}
-    if (
-        isinstance(value, (list, tuple))
-        and not name.endswith(sizes.TOKENS)
-        and all(type(entry) is int for entry in value)
-    ):
+    numbers = isinstance(value, (list, tuple)) and all(type(entry) is int for entry in value)
+    if numbers and not name.endswith(sizes.TOKENS):
         ranks = {entry: rank for rank, entry in enumerate(sorted(set(value)))}
         return type(value)(_ranked(name, entry, ranks[entry]) for entry in value)
     return sizes.size_of(name, value)
@@ -129,11 +132,11 @@ def _differs(left: Any, right: Any) -> bool:
 
 
 def _merge(values: dict[str, Any], more: dict[str, Any]) -> None:
-    """Lay ``more`` over ``values``, in place, entry by entry inside nested configs."""
+    """Lay ``more`` over ``values``, in place, entry by entry inside nested ones."""
     for name, value in more.items():
         if value is DERIVED:
             values.pop(name, None)
-        elif isinstance(value, dict) and isinstance(values.get(name), dict) and "model_type" in values[name]:
+        elif isinstance(value, dict) and isinstance(values.get(name), dict):
             _merge(values[name], value)
         else:
             values[name] = value

@@ -32,14 +32,14 @@ _RULES: tuple[tuple[str, Any], ...] = (
     (r"(.*head_?dim|.*head_size|d_head|d_kv|dim_head|kv_channels|mamba_d_head)", HEAD_DIM),
     (r"mamba_d_ssm", 2 * WIDTH),
     (r"(ssm_state_size|state_size|mamba_d_state|mamba_dt_rank|time_step_rank)", 8),
-    (r"(.*chunk_size|.*_chunk_length|index_topk|index_block_size|block_size|indexer_budget|keep_window_size)", 8),
+    (r"(.*chunk_size|.*_chunk_length|index_topk|block_size|indexer_budget|keep_window_size)", 8),
     (r"(sliding_window(_size)?|attention_window_size|local_attention|window_size|rel_extent)", 6),
     (r"(.*_lora_rank|moe_latent_size|hidden_size_per_layer_input|ple_embed_dim)", 16),
     (r"(laurel_rank|adapter_rank|gated_norm_rank|hc_lowrank)", 8),
     (r"(.*moe.*intermediate_size|expert_ffn_hidden_size|shared_.*intermediate_size)", 48),
     (r"(.*intermediate_size(_mlp)?|.*ffn_dim|n_inner|dff|d_ff|d_inner|ffn_hidden_size|feed_forward_size|dim_ff)", MLP),
     (r"(n_|num_|moe_num_|num_local_|n_routed_)?(local_)?experts", 4),
-    (r"zero_expert_num", 2),
+    (r"(index_block_size|index_topk_blocks|zero_expert_num)", 2),
     (r"(num_experts_per_tok(en)?|moe_topk|moe_top_k|moe_k|top_k_experts)", lambda old: min(old, 2)),
     (r"(n_group|num_expert_group|mamba_n_?groups|n_groups|o_groups|n_shared_experts)", lambda old: min(old, 2)),
     (r"topk_group", 1),
@@ -88,12 +88,11 @@ def size_of(name: str, value: Any) -> Any:
 
     What is switched off (None, 0, False) stays off, except a multiplier that is neutral.
     """
-    neutral = value is False or (isinstance(value, (int, float)) and value == 1)
-    if isinstance(value, (list, tuple)) and value and all(entry == 1 for entry in value):
-        neutral = True
-    if name in VISIBLE and neutral:
-        new = VISIBLE[name]
-        return type(value)(new) if isinstance(value, (list, tuple)) else new
+    if name in VISIBLE:
+        several = isinstance(value, (list, tuple))
+        if value is False or (isinstance(value, (int, float)) and value == 1):
+            return VISIBLE[name]
+        return type(value)(VISIBLE[name]) if several and all(entry == 1 for entry in value) else value
     if name.endswith(TOKENS):
         return _special(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value == 0:
@@ -113,9 +112,10 @@ def related(config: PreTrainedConfig) -> dict[str, Any]:
         if isinstance(values.get(name), int) and isinstance(values.get(than), int):
             tiny[name] = size if values[name] < values[than] else else_size
 
+    width = getattr(config, "hidden_size", None)
     for name in ("embedding_size", "input_embedding_size", "output_embedding_size", "word_embed_proj_dim"):
         if isinstance(values.get(name), int):  # embeddings with a width of their own are projected to the model's
-            tiny[name] = WIDTH if values[name] == values.get("hidden_size") else WIDTH // 2
+            tiny[name] = WIDTH if values[name] == width else WIDTH // 2
     smaller("linear_num_key_heads", "linear_num_value_heads", KV_HEADS, HEADS)
     smaller("num_key_value_heads", "swa_num_key_value_heads", KV_HEADS // 2, KV_HEADS)
     smaller("rotary_dim", "head_dim", HEAD_DIM // 2, HEAD_DIM)
