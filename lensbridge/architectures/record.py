@@ -8,7 +8,7 @@ has, so a record says what the presence of a module changes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -96,6 +96,8 @@ class Block:
     rotary: bool = True
     query_argument: int = 1
     softmax: Softmax = Softmax()
+    #: Points that such a layer does not have, or whose names begin so: name in the table (`points.py`) -> why.
+    refusals: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def features(self) -> frozenset[str]:
@@ -223,6 +225,8 @@ class Architecture:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     #: HF config attribute -> why a model that sets it is refused.
     refused: Mapping[str, str] = field(default_factory=dict)
+    #: Points around the layers that such a model does not have, as in `Block`.
+    refusals: Mapping[str, str] = field(default_factory=dict, hash=False)
     #: What each layer of one model is made of (`for_model`).
     blocks: tuple[Block, ...] = ()
 
@@ -251,12 +255,18 @@ class Architecture:
         Raises:
             UnsupportedModelError: see `for_config`.
         """
-        chosen = self.for_config(hf_model.config)
-        return replace(chosen, blocks=tuple(map(chosen.block_of, hf_model.get_submodule(self.layers))))
+        chosen, layers = self.for_config(hf_model.config), hf_model.get_submodule(self.layers)
+        if len(chosen.blocks) == len(layers):
+            return chosen
+        return replace(chosen, blocks=tuple(map(chosen.block_of, layers)))
 
     def block_of(self, layer: Any) -> Block:
         """What one layer is made of."""
-        there, changes = {path for path, _ in layer.named_modules()}, dict[str, Any]()
+        return self.block_with({path for path, _ in layer.named_modules()})
+
+    def block_with(self, there: Collection[str]) -> Block:
+        """What a layer with these modules is made of."""
+        changes = dict[str, Any]()
         for path, change in {**LLAMA_KINDS, **self.kinds}.items():
             if path in there:
                 changes |= change

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.record import PARTS, Softmax
-from .code import call_at, within_forward
+from .code import Called, call_at, within_forward
 from .findings import QK_NORMS, QUERIES, RESULT, ROTATED, SQUARES, VALUES, Findings, Z
 from .projections import Projections, Source, affine_calls, layout_of, ungrouped
-from .recording import Call, Op, Value
+from .recording import Call, Caller, Op, Value
 from .stream import Trace
 
 PRODUCTS = ("bmm", "baddbmm", "mm")
@@ -72,7 +72,10 @@ class AttentionReader:
         values = self.found.values
         values["n_heads"] = self.n_heads
         if self.query is not None:
-            values["d_head"] = self.flow.shape(self.query)[-1]
+            size = self.flow.shape(self.query)[-1]
+            plain = self.found.fields.get("q", "") is not None or "qkv" in self.found.fields
+            if plain and getattr(self.trace.recording.module(self.call.path), "head_dim", None) != size:
+                values["d_head"] = size
             product = next(op for op in self.flow.users[self.query] if op.name in PRODUCTS)
             cap = cap_among(self.trace.recording.ops[product.time : self.op.time])
             values |= {} if cap is None else {"attn_scores_soft_cap": cap}
@@ -83,10 +86,12 @@ class AttentionReader:
         """The module in whose forward the softmax is, and what it is called there."""
         trace, fields = self.trace, self.found.fields
         path = self.op.inside[-1]
+        self.callers: list[Caller] = []
+        self.outer: Called | None = None
+        fields["softmax"] = Softmax(call=None)
         if isinstance(trace.recording.module(path), nn.Softmax):
             fields["softmax"] = Softmax(call=None, module=self.relative(path))
             path = self.op.inside[-2]
-            self.callers = []
         else:
             self.callers = self._callers(path)
         fields["attn"] = self.relative(path)
@@ -94,7 +99,7 @@ class AttentionReader:
             (call for call in trace.calls[path] if call.start <= self.op.time < call.end), key=lambda call: call.start
         )
 
-    def _callers(self, path: str) -> list[Any]:
+    def _callers(self, path: str) -> list[Caller]:
         """The functions between the module's forward and the softmax; notes how the record finds it."""
         module = self.trace.recording.module(path)
         callers = within_forward(self.trace.recording.callers[self.op.time], module) or []
@@ -109,8 +114,7 @@ class AttentionReader:
         if len(callers) > 2:
             chain = ", then ".join(each.code.co_name for each in callers[-2::-1])
             self.found.refuse(f"the softmax is too deep inside {name} to be looked at (it calls {chain})", *SQUARES)
-        outer = call_at(callers[-1], callers[-2].code.co_name) if len(callers) > 1 else None
-        self.outer = outer
+        self.outer = outer = call_at(callers[-1], callers[-2].code.co_name) if len(callers) > 1 else None
         if len(callers) > 1 and outer is None:
             self.found.refuse(f"what {name} calls for its softmax cannot be read off its source", *SQUARES)
         call = outer.names[-1] if outer is not None and outer.names else None
@@ -185,13 +189,24 @@ class AttentionReader:
         self.projections = Projections(self.trace, self.inner, self.layer.start, product.time if product else 0)
         sources = {letter: self.projections.source(given[letter], sizes[letter]) for letter in LETTERS}
         self._projections(sources)
-        rotary = any(not isinstance(source, Source) or not source.whole for source in list(sources.values())[:2])
+        rotary = any(self._rotated(given[letter], sources[letter]) for letter in ("query", "key"))
         found.fields["rotary"] = rotary and arguments is not None
-        if rotary and arguments is None:
+        if arguments is None and (rotary or (found.fields.get("q", "") is None and "qkv" not in found.fields)):
             found.refuse("queries and keys are not arguments of a call inside attention once they are rotated", *ROTATED)
         if arguments is None and found.fields.get("v", "") is None and "qkv" not in found.fields:
             found.refuse("values are no plain projection, and no argument of a call inside attention", *VALUES)
         self._head_norms(sources, given)
+
+    def _rotated(self, value: Value, source: Source | str) -> bool:
+        """Whether queries or keys are changed by where they are, after they were projected."""
+        if isinstance(source, Source):
+            return not source.whole
+        ancestors = self.flow.ancestors(value, since=self.layer.start)
+        ops = {op for op in map(self.flow.maker, ancestors) if op is not None and op.time >= self.layer.start}
+        sides = [side for op in ops if op.name in ("mul", "mul_") and len(op.inputs) == 2 for side in op.inputs]
+        start = {self.layer.input or -1}
+        given = [side for side in sides if not self.flow.depends(side, start, since=self.layer.start)]
+        return any(self.length in self.flow.shape(side)[:-1] for side in given)
 
     def _projections(self, sources: dict[str, Source | str]) -> None:
         """Fill in the projections, if they are laid out in a known way."""

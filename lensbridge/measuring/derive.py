@@ -27,7 +27,14 @@ NORMS = {
     "q_norm": (f"{BLOCK}attn.q_norm.",),
     "k_norm": (f"{BLOCK}attn.k_norm.",),
 }
-DEFAULT = Block()
+#: Field of TransformerLens' config -> what is in the name of an attribute that holds it.
+WORDS = {
+    "n_heads": ("head", "num", "n_"),
+    "d_head": ("head", "dim", "size"),
+    "act_fn": ("act", "fn", "func"),
+    "attn_scores_soft_cap": ("cap", "attn", "attention"),
+    "output_logits_soft_cap": ("cap", "final", "output"),
+}
 
 
 def derive(facts: Facts, hf_config: Any) -> Architecture:
@@ -118,7 +125,7 @@ def _block(layer: Findings, misfits: Mapping[str, str]) -> Block:
             reasons |= dict.fromkeys(points, misfits[values[role]])
             values[role] = None
     if values["attn"] is None:
-        for role in ("q", "k", "v", "o", "softmax", "rotary", "query_argument"):
+        for role in ("softmax", "rotary", "query_argument"):
             values.pop(role, None)
     if values.get("qkv") is not None:
         values = {role: value for role, value in values.items() if role not in ("q", "k", "v")}
@@ -211,7 +218,6 @@ def _agrees(one: Any, other: Any) -> bool:
 
 def _attribute(text: Any, name: str, value: Any) -> str | None:
     """The attribute of a HF config with this value whose name is the most like what it should be."""
-    words = {"n_heads": "head", "d_head": "head", "act_fn": "act", "attn_scores_soft_cap": "cap"}.get(name, "cap")
     found = [key for key, held in vars(text).items() if type(held) is type(value) and _agrees(held, value)]
-    likely = [key for key in found if words in key]
-    return likely[0] if likely else None
+    likely = [key for key in found if any(word in key for word in WORDS[name])]
+    return max(likely, key=lambda key: sum(word in key for word in WORDS[name])) if likely else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,8 +72,8 @@ def _between(trace: Trace, embedding: Term, found: Findings) -> None:
     given = trace.flow.tensor(embedding.value)
     scale = (given.double().norm() / rows.double().norm()).item()
     if abs(scale - 1) > 1e-4:
-        names = [name for name, value in vars(module).items() if isinstance(value, (int, float)) and not isinstance(value, bool)]
-        names += [name for name, value in module.named_buffers() if value.numel() == 1]
+        names = [name for name, value in module.named_buffers() if value.numel() == 1]
+        names += [name for name, value in vars(module).items() if isinstance(value, float)]
         held = [name for name in names if abs(float(getattr(module, name)) / scale - 1) < 1e-2]
         if held:
             found.fields["embed_scale"] = held[0]
@@ -90,10 +91,16 @@ def _attribute(trace: Trace, factor: Any) -> str | None:
                     return path
             elif isinstance(value, float) and not isinstance(factor, Ref) and abs(value - factor) <= 1e-6 * abs(factor):
                 return path
-    config = getattr(trace.recording.model, "config", None)
-    for attribute, value in vars(config).items() if config is not None and not isinstance(factor, Ref) else ():
+    return None if isinstance(factor, Ref) else _config_attribute(trace.recording.model.config, factor)
+
+
+def _config_attribute(config: Any, factor: float) -> str | None:
+    """Where a number is in a config, properties of its class included."""
+    properties = [name for name, value in inspect.getmembers(type(config)) if isinstance(value, property)]
+    for name in (*vars(config), *properties):
+        value = getattr(config, name, None)
         if isinstance(value, (int, float)) and value and abs(value - factor) <= 1e-6 * abs(factor):
-            return f"config.{attribute}"
+            return f"config.{name}"
     return None
 
 

@@ -100,18 +100,17 @@ class LayerReader:
         before = term.step.before
         if not self.flow.depends(term.value, {before}, since=self.call.start):
             before = self.pre
-        x = self.flow.tensor(before)
-        changed = x.clone()
-        changed[:, 0] *= 1.01
+        x, y = self.flow.tensor(before), self.flow.tensor(term.value)
+        length = self.flow.shape(self.trace.recording.tokens)[1]
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x) * x.std()
+        # Batch and position may be one axis.
+        here = (torch.arange(x.shape[:-1].numel()) % length == 0).view(x.shape[:-1]).to(x.device)
         try:
-            again = self.flow.again(term.value, {before: changed})
+            again = self.flow.again(term.value, {before: x + 0.1 * noise * here[..., None]})
         except (LookupError, RuntimeError, IndexError):
             return False
-        y = self.flow.tensor(term.value)
-        rows, length = (again - y).abs().flatten(0, -2), x.shape[1]
-        # Batch and position may be one axis.
-        moved = rows.unflatten(0, (-1, length)).amax(dim=(0, 2))
-        return bool(moved[1:].max() <= 1e-6 * (1 + y.abs().max()))
+        moved = (again - y).abs().flatten(0, -2)[~here.flatten()]
+        return bool(moved.max() <= 1e-6 * (1 + y.abs().max()))
 
     # --- branches -----------------------------------------------------------------------------------------------------
 
@@ -123,7 +122,8 @@ class LayerReader:
             self.found.add(AttentionReader(self.trace, self.call, soft[0]).read())
         if len(soft) > 1:
             self.found.refuse(f"{len(soft)} softmaxes are computed, not one", f"{ATTN}hook_attn_scores")
-        if fields["attn"] != module:
+        own = [call.output for call in self.trace.calls[f"{self.call.path}.{fields['attn']}"]] if soft else []
+        if not any(self.flow.same(output, term.value) for output in own):
             fields["attn_branch"] = module
         self._wrapped("attn", "ln1_post", term)
 
@@ -193,7 +193,7 @@ class LayerReader:
         if known:
             call = max(known, key=lambda call: call.start)
             self.found.fields[role] = self.relative(call.path)
-            self._gated(call, inside)
+            self._gated(role, call, term)
             return
         own = OWN_INPUTS if role == "ln1" else (f"{BLOCK}hook_mlp_in",)
         if norms:
@@ -203,11 +203,13 @@ class LayerReader:
             reason = "what reads the residual stream is no module that computes LayerNorm or RMSNorm"
             self.found.refuse(reason, f"{BLOCK}{role}.", *own)
 
-    def _gated(self, norm: Call, inside: set[Value]) -> None:
+    def _gated(self, role: str, norm: Call, term: Term) -> None:
         """Whether something stands between a norm and what reads it."""
-        readers = [call for call in self.inner if call.output in inside and self.flow.same(call.input, norm.output)]
-        if not [call for call in readers if call.start >= norm.end]:
-            self.found.fields["gated_norms"] = True
+        fields = self.found.fields
+        roles = ("attn", "attn_branch", "q", "k", "v", "qkv") if role == "ln1" else ("mlp", "mlp_branch", "mlp_in", "gate")
+        paths = {f"{self.call.path}.{fields[each]}" for each in roles if fields.get(each)} | {term.module}
+        if not any(self.flow.same(call.input, norm.output) for call in self.inner if call.path in paths):
+            fields["gated_norms"] = True
 
     def _order(self, attention: Term | None, mlp: Term | None) -> None:
         """Whether the MLP reads what attention wrote, and where the stream between them is to be had."""
