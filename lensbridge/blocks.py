@@ -202,7 +202,7 @@ class Attention(Component):
 class MLP(Component):
     """One layer's MLP; its input is ln2's output in the active basis."""
 
-    weight_names = ("W_gate", "W_in", "b_in", "W_out", "b_out")
+    weight_names = ("W_gate", "b_gate", "W_in", "b_in", "W_out", "b_out")
 
     def __init__(self, interior: Interior, layer: int) -> None:
         super().__init__(interior, f"blocks.{layer}.mlp")

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from lensbridge import __version__
+from lensbridge.checking import command as check
 from lensbridge.demo import command as demo
 from lensbridge.errors import LensbridgeError
 
@@ -30,6 +31,7 @@ class Command(NamedTuple):
 
 COMMANDS: tuple[Command, ...] = (
     Command("demo", "look inside a model: induction, indirect objects, activation patching", demo.configure, demo.run),
+    Command("check", "whether a model's hook points keep what they promise", check.configure, check.run),
 )
 
 

@@ -6,6 +6,7 @@ that its authors chose, which a family's record may give or which are looked for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,7 +110,16 @@ def _heads(hf_model: Any, architecture: Architecture, layer: int, found: dict[st
         "d_head": d_head,
         "n_heads": queries,
         "n_key_value_heads": None if key_values == queries else key_values,
+        **_scale(hf_model.get_submodule(architecture.in_layer(layer, "attn")), d_head),
     }
+
+
+def _scale(attention: Any, d_head: int) -> dict[str, Any]:
+    """What scores are divided by, where it is not the square root of the heads' size."""
+    scaling = getattr(attention, "scaling", None)
+    if not isinstance(scaling, float) or not scaling or math.isclose(scaling, d_head**-0.5):
+        return {}
+    return {"attn_scale": 1 / scaling}
 
 
 def _structure(hf: Any, architecture: Architecture) -> dict[str, Any]:

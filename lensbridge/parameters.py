@@ -266,11 +266,17 @@ class Parameters:
         into = self.module(arch.in_layer(layer, "mlp_in"))
         if block.gate_up:
             out.weights["W_gate"], out.weights["W_in"] = matrix(into).chunk(2, dim=-1)
+            if (bias := bias_of(into)) is not None:
+                out.weights["b_gate"], out.weights["b_in"] = bias.chunk(2)
         else:
             out.weights["W_in"] = matrix(into)
             if block.gate is not None:
-                out.weights["W_gate"] = matrix(self.module(arch.in_layer(layer, "gate")))
-        self._bias(out, "b_in", into, out.weights["W_in"].shape[-1:])
+                gate = self.module(arch.in_layer(layer, "gate"))
+                out.weights["W_gate"] = matrix(gate)
+                if (bias := bias_of(gate)) is not None:
+                    out.weights["b_gate"] = bias
+        if "b_in" not in out.weights:
+            self._bias(out, "b_in", into, out.weights["W_in"].shape[-1:])
         out.weights["W_out"] = matrix(out_of)
         self._bias(out, "b_out", out_of, (cfg.d_model,))
         return out

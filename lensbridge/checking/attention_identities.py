@@ -1,0 +1,190 @@
+"""What must be true of the values inside attention?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..parameters import factor_of
+from .norm_identities import norm_identities
+from .scores import position_bias, products, repeated, unrotated
+from .subject import Look, Subject
+
+
+def attention_identities(subject: Subject, layer: int) -> Iterator[tuple]:
+    """Those of one layer, as rows of `Identity`."""
+    yield from _inputs(subject, layer)
+    yield from _projections(subject, layer)
+    yield from _heads(subject, layer)
+    yield from _output(subject, layer)
+
+
+def _inputs(subject: Subject, layer: int) -> Iterator[tuple]:
+    """The copies that heads read, and the norm of what they read."""
+    prefix, block = f"blocks.{layer}", subject.block(layer)
+    pre = f"{prefix}.hook_resid_pre"
+
+    def copies(heads: int) -> Callable[[Look], Tensor]:
+        return lambda look: look[pre].unsqueeze(-2).expand(-1, -1, heads, -1)
+
+    if "queries" in block.features:
+        heads = subject.heads(layer)
+        yield f"{prefix}.hook_attn_in", "resid_pre, for each head", copies(heads.queries)
+        for letter in "qkv":
+            yield f"{prefix}.hook_{letter}_input", "resid_pre, for each head", copies(heads.of(letter.upper()))
+
+    def read(look: Look) -> Tensor:
+        # The norm fires for each of its readers, and a cache keeps the last firing, the values'.
+        return look[next(name for name in (f"{prefix}.hook_v_input", f"{prefix}.hook_attn_in", pre) if name in look)]
+
+    if norm_before(subject, layer):
+        yield from norm_identities(subject, f"{prefix}.ln1", read, "resid_pre")
+
+
+def norm_before(subject: Subject, layer: int) -> bool:
+    """Whether ``ln1`` norms what attention reads."""
+    return "norms before" in subject.block(layer).features
+
+
+def _projections(subject: Subject, layer: int) -> Iterator[tuple]:
+    prefix = f"blocks.{layer}"
+    norm = None
+    if norm_before(subject, layer):
+        norm = subject.norm(f"{prefix}.ln1")
+
+    def read(look: Look, letter: str) -> Tensor:
+        own = next((n for n in (f"{prefix}.hook_{letter}_input", f"{prefix}.hook_attn_in") if n in look), None)
+        if norm is None:
+            return look[own or f"{prefix}.hook_resid_pre"]
+        if own is None:
+            return look.normed(f"{prefix}.ln1")
+        x, scale = norm.split(look[own])
+        return look.affine(f"{prefix}.ln1", x / scale)
+
+    def projected(letter: str) -> Callable[[Look], Tensor]:
+        def value(look: Look) -> Tensor:
+            weight, bias = (_stored(look, f"{prefix}.attn.", f"{kind}_{letter.upper()}") for kind in "Wb")
+            x = read(look, letter)
+            out = torch.einsum("bpm,hmd->bphd" if x.dim() == 3 else "bphm,hmd->bphd", x, weight)
+            return out if bias is None else out + bias
+
+        return value
+
+    for letter in "qkv":
+        if _is_stored(subject, f"{prefix}.attn.", f"W_{letter.upper()}"):
+            name = letter.upper()
+            yield f"{prefix}.attn.hook_{letter}", f"n @ W_{name} + b_{name}", projected(letter)
+        if letter != "v" and subject.has(f"{prefix}.attn.{letter}_norm.hook_scale"):
+            yield from norm_identities(
+                subject, f"{prefix}.attn.{letter}_norm", _at(f"{prefix}.attn.hook_{letter}"), letter
+            )
+
+    yield from _rotated(subject, layer)
+
+
+def _rotated(subject: Subject, layer: int) -> Iterator[tuple]:
+    """Heads at one position are rotated alike, so that their products stay what they were, up to a factor."""
+    prefix = f"blocks.{layer}.attn"
+    for letter in "qk":
+        point = f"{prefix}.hook_rot_{letter}"
+        if not subject.has(point) or not subject.has(f"{prefix}.hook_{letter}"):
+            continue
+
+        def before(look: Look, letter: str = letter, point: str = point) -> Tensor:
+            clean = look.subject.look()
+            factor = gram(clean[point]).sum() / gram(unrotated(clean, prefix, letter)).sum()
+            return gram(unrotated(look, prefix, letter)) * factor
+
+        yield point, f"{letter} rotated: the same products at each position", before, (), gram
+
+
+def gram(x: Tensor) -> Tensor:
+    """The products of all heads of all rows of a batch at each position, ``[pos, batch*head, batch*head]``."""
+    heads = x.transpose(0, 1).flatten(1, 2)
+    return heads @ heads.transpose(-1, -2)
+
+
+def _at(point: str) -> Callable[[Look], Tensor]:
+    return lambda look: look[point]
+
+
+def _is_stored(subject: Subject, prefix: str, name: str) -> bool:
+    return bool({prefix + name, f"{prefix}_{name}"} & subject.weight_names)
+
+
+def _stored(look: Look, prefix: str, name: str) -> Any:
+    """A weight, with grouped queries once per key-value head."""
+    grouped = look.weight(f"{prefix}_{name}")
+    return look.weight(prefix + name) if grouped is None else grouped
+
+
+def _heads(subject: Subject, layer: int) -> Iterator[tuple]:
+    prefix = f"blocks.{layer}.attn"
+    scores, pattern, v, z = (f"{prefix}.hook_{name}" for name in ("attn_scores", "pattern", "v", "z"))
+    rotated = tuple(n for n in (f"{prefix}.hook_rot_q", f"{prefix}.hook_rot_k") if subject.has(n))
+
+    def masked(look: Look) -> Tensor:
+        value = products(look, layer) + position_bias(look.subject, layer)
+        return value.masked_fill(look.subject.look()[scores].isneginf(), -torch.inf)
+
+    yield scores, "q . k / attn_scale, -inf where masked", masked, rotated
+
+    def softmax(look: Look) -> Tensor:
+        value = torch.softmax(look[scores].float(), dim=-1)
+        if subject.block(layer).sinks is None:
+            return value.to(look[pattern].dtype)
+        return (value * shares(look, layer)).to(look[pattern].dtype)
+
+    if subject.has(scores):
+        yield pattern, "softmax(attn_scores)", softmax, (scores,)
+
+    def mixed(look: Look) -> Tensor:
+        weights = look[pattern]
+        return torch.einsum("bhqk,bkhd->bqhd", weights, repeated(look[v], weights.shape[1]).to(weights.dtype))
+
+    if subject.has(pattern):
+        yield z, "pattern @ v", mixed, (v, pattern)
+
+
+def shares(look: Look, layer: int) -> Tensor:
+    """What the rows of a pattern sum to where a learned logit of each head takes part in its softmax."""
+    subject = look.subject
+    sinks = factor_of(subject.hf.get_submodule(subject.architecture.layer(layer)), subject.block(layer).sinks)
+    total = torch.logsumexp(look[f"blocks.{layer}.attn.hook_attn_scores"].float(), dim=-1, keepdim=True)
+    return torch.sigmoid(total - sinks.detach().float().view(1, -1, 1, 1))
+
+
+def _output(subject: Subject, layer: int) -> Iterator[tuple]:
+    prefix, block = f"blocks.{layer}", subject.block(layer)
+    z, result, out = f"{prefix}.attn.hook_z", f"{prefix}.attn.hook_result", f"{prefix}.hook_attn_out"
+
+    def by_head(look: Look) -> Tensor:
+        return torch.einsum("bphd,hdm->bphm", look[z], look.weight(f"{prefix}.attn.W_O"))
+
+    def together(look: Look) -> Tensor:
+        if block.z_from_call and result not in look:
+            # What the heads write is known where it is shown only.
+            return look[out]
+        total = (look[result] if result in look else by_head(look)).sum(-2)
+        bias = look.weight(f"{prefix}.attn.b_O")
+        return total if bias is None else total + bias
+
+    if "heads out" not in block.features or f"{prefix}.attn.W_O" not in subject.weight_names:
+        return
+    if not block.z_from_call:
+        yield result, "z @ W_O, by head", by_head
+    factor = subject.factor(layer, "attn_factor")
+    times = " * factor" if factor is not None else ""
+    norm = subject.norm_behind(layer, "attn")
+    if norm is not None:
+        yield from norm_identities(subject, norm, together, "sum(result) + b_O")
+        yield out, f"{norm.rsplit('.', 1)[-1]}'s output{times}", _scaled(lambda look: look.normed(norm), factor)
+    else:
+        yield out, f"(sum(result) + b_O){times}" if times else "sum(result) + b_O", _scaled(together, factor), (z,)
+
+
+def _scaled(value: Callable[[Look], Tensor], factor: Any) -> Callable[[Look], Tensor]:
+    return value if factor is None else lambda look: value(look) * factor

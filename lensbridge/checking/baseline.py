@@ -1,0 +1,104 @@
+"""Do the points that a model shows exist, mean what they should, and agree with HuggingFace's own values?"""
+
+from __future__ import annotations
+
+import torch
+
+from ..points import template
+from .identities import Identity, identities_of
+from .outcome import Findings, Outcome
+from .shapes import shape_problems
+from .subject import TEMPLATES, Look, Subject
+
+
+def check_points(subject: Subject) -> list[Outcome]:
+    """Each kind of point of TransformerLens' table: it fires in every layer that has it, or is absent for a reason."""
+    findings = Findings("points", subject.known)
+    missing: dict[str, list[str]] = {}
+    for flags in subject.flags():
+        with subject.turned_on(flags), findings.trying("cache"):
+            look = subject.look()
+            for name in subject.names:
+                missing.setdefault(name, [])
+                if name not in look:
+                    missing[name].append(f"did not fire with {', '.join(flags) or 'no flag'}")
+                else:
+                    missing[name] += shape_problems(subject, name, look[name])
+    for point in TEMPLATES:
+        for name in _instances(subject, point):
+            if name in missing:
+                findings.say(point, not missing[name], f"{name} {', '.join(missing[name])}")
+            elif subject.has(name):
+                findings.absent(point, "several query heads share a key and value: hook_q_input and the like have it")
+            else:
+                reason = subject.model.interior.why_absent(name)
+                if reason is None:
+                    findings.say(point, False, f"there is no {name}, and nothing says why")
+                else:
+                    findings.absent(point, reason)
+    return findings.outcomes()
+
+
+def _instances(subject: Subject, point: str) -> list[str]:
+    """The names that a kind of point has, or would have, on a model."""
+    layers = range(subject.n_layers) if "{l}" in point else (0,)
+    experts = range(subject.model.cfg.num_experts or 1) if "{e}" in point else (0,)
+    return [point.replace("{l}", str(layer)).replace("{e}", str(expert)) for layer in layers for expert in experts]
+
+
+def check_identities(subject: Subject, group: str = "identities") -> list[Outcome]:
+    """Every identity in a run without hooks, and whether each point is in one."""
+    findings = Findings(group, subject.known)
+    covered: set[str] = set()
+    seen: set[str] = set()
+    for flags in subject.flags():
+        with subject.turned_on(flags), findings.trying("cache"):
+            look = subject.look()
+            seen |= set(subject.names)
+            for identity in identities_of(subject):
+                with findings.trying(template(identity.point), identity.point), torch.no_grad():
+                    compare_identity(findings, identity, look)
+                    covered |= {identity.point, *identity.verifies}
+    for name in subject.all_names:
+        if name in seen and name not in covered:
+            findings.say(template(name), False, f"{name} is in no identity")
+    return findings.outcomes()
+
+
+def compare_identity(findings: Findings, identity: Identity, look: Look) -> bool:
+    """Note how far a point's value is from what its identity gives."""
+    value, expected = identity.sides(look, look[identity.point])
+    return findings.compare(template(identity.point), value, expected, f"{identity.point} != {identity.equation}")
+
+
+def check_against_modules(subject: Subject) -> list[Outcome]:
+    """Points that are a HuggingFace module's own input or output, in a run without anything of ours."""
+    findings = Findings("HuggingFace's values", subject.known)
+    architecture, plain = subject.architecture, subject.plain
+    with subject.turned_on(subject.flags()[0]):
+        look = subject.look()
+    for layer in range(subject.n_layers):
+        path, prefix = architecture.layer(layer), f"blocks.{layer}"
+        with findings.trying("resid_pre is the layer's input", path):
+            findings.same("resid_pre is the layer's input", look[f"{prefix}.hook_resid_pre"], plain.input(path), path)
+        with findings.trying("resid_post is the layer's output", path):
+            last = f"{prefix}.hook_normalized_resid_post"
+            value = look[last if last in look else f"{prefix}.hook_resid_post"]
+            findings.same("resid_post is the layer's output", value, plain.output(path), path)
+    for prefix in sorted(name.removesuffix(".hook_scale") for name in look.values if name.endswith(".hook_scale")):
+        module = subject.model.mod_dict[prefix].path
+        with findings.trying("norms' outputs", module):
+            output, value = plain.output(module), look.normed(prefix)
+            if _heads_first(subject, prefix):
+                output = output.transpose(1, 2)
+            findings.compare("norms' outputs", value.reshape(output.shape).to(output.dtype), output, module)
+    with findings.trying("unembed.hook_out is the head's output"):
+        value = look["unembed.hook_out"]
+        findings.same("unembed.hook_out is the head's output", value, plain.output(architecture.unembed))
+    return findings.outcomes()
+
+
+def _heads_first(subject: Subject, prefix: str) -> bool:
+    """Whether a norm of queries or keys has heads before positions."""
+    of_heads = prefix.endswith(("q_norm", "k_norm"))
+    return of_heads and subject.block(int(prefix.split(".")[1])).qk_norm_heads_first

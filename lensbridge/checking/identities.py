@@ -1,0 +1,128 @@
+"""What must be true of the values at a model's hook points, whatever the family?
+
+Each identity gives one point's value as a function of other points' values and of the weights, in the active basis
+(design.md, section 5). They hold in any run: without hooks, and after an edit at any point, because what follows an
+edit is computed from it; only the identity of the edited point itself is then broken, by exactly the edit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .attention_identities import attention_identities
+from .mlp_identities import mlp_identities
+from .norm_identities import norm_identities
+from .subject import Look, Subject
+
+
+class Identity(NamedTuple):
+    """The value of ``point``, or what ``of`` makes of it, as a function of the run's other values.
+
+    ``verifies`` are further points that it would show to be wrong.
+    """
+
+    point: str
+    equation: str
+    value: Callable[[Look], Tensor]
+    verifies: tuple[str, ...] = ()
+    of: Callable[[Tensor], Tensor] | None = None
+
+    def sides(self, look: Look, value: Tensor) -> tuple[Tensor, Tensor]:
+        """What has to be equal, if ``value`` is the point's."""
+        shown = value if self.of is None else self.of(value)
+        return shown, self.value(look).to(shown.dtype)
+
+
+def identities_of(subject: Subject) -> list[Identity]:
+    """Every identity on the points that are on now, in TransformerLens' order of the points."""
+    on = set(subject.names)
+    found = [identity for identity in _all(subject) if identity.point in on]
+    rank = {name: index for index, name in enumerate(subject.all_names)}
+    return sorted(found, key=lambda identity: rank[identity.point])
+
+
+def _all(subject: Subject) -> Iterator[Identity]:
+    for row in _before(subject):
+        yield Identity(*row)
+    for layer in range(subject.n_layers):
+        for rows in (attention_identities(subject, layer), mlp_identities(subject, layer), _stream(subject, layer)):
+            for row in rows:
+                yield Identity(*row)
+    for row in _after(subject):
+        yield Identity(*row)
+
+
+def _before(subject: Subject) -> Iterator[tuple]:
+    def embedded(look: Look) -> Tensor:
+        weight = look.weight("embed.W_E")
+        assert weight is not None
+        return weight[subject.tokens]
+
+    if subject.has("embed.ln.hook_scale"):
+        yield from norm_identities(subject, "embed.ln", embedded, "W_E[tokens]")
+        yield "hook_embed", "embed.ln's output", lambda look: look.normed("embed.ln")
+    elif "embed.W_E" in subject.weight_names:
+        yield "hook_embed", "W_E[tokens]", embedded
+    if subject.has("hook_pos_embed"):
+        yield "hook_pos_embed", "W_pos[positions]", _positions
+    terms = [name for name in ("hook_embed", "hook_pos_embed") if subject.has(name)]
+    if subject.n_layers:
+        yield "blocks.0.hook_resid_pre", " + ".join(terms), _total(terms), tuple(terms)
+
+
+def _positions(look: Look) -> Tensor:
+    weight = look.weight("pos_embed.W_pos")
+    assert weight is not None
+    rows, length = look.subject.tokens.shape
+    return weight[:length].expand(rows, -1, -1)
+
+
+def _total(names: list[str]) -> Callable[[Look], Tensor]:
+    return lambda look: sum((look[name] for name in names[1:]), look[names[0]])
+
+
+def _stream(subject: Subject, layer: int) -> Iterator[tuple]:
+    """How the residual stream goes through a layer."""
+    block, prefix = subject.block(layer), f"blocks.{layer}"
+    pre, attn, mid, mlp, post = (
+        f"{prefix}.hook_{name}" for name in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+    )
+    last, terms = pre, [name for name in (attn, mlp) if subject.has(name)]
+    if subject.has(mid):
+        yield mid, "resid_pre + attn_out", _total([pre, attn]), (attn,)
+        last, terms = mid, [mlp]
+    if block.post_norm:
+        first, second = f"{prefix}.ln1", f"{prefix}.ln2"
+        yield from norm_identities(subject, first, lambda look: look[mid], "resid_mid")
+        yield post, "ln1's output + mlp_out", lambda look: look.normed(first) + look[mlp], (mlp,)
+        yield from norm_identities(subject, second, lambda look: look[post], "resid_post")
+        post = f"{prefix}.hook_normalized_resid_post"
+        yield post, "ln2's output", lambda look: look.normed(second)
+    elif block.extra is None:
+        equation = " + ".join(name.rsplit("hook_", 1)[-1] for name in (last, *terms))
+        yield post, equation, _total([last, *terms]), tuple(terms)
+    after = f"blocks.{layer + 1}.hook_resid_pre"
+    if layer + 1 < subject.n_layers:
+        yield after, f"{post.rsplit('hook_', 1)[-1]} of the layer before", lambda look: look[post], (post,)
+
+
+def _after(subject: Subject) -> Iterator[tuple]:
+    last = f"blocks.{subject.n_layers - 1}.hook_"
+    normed = "normalized_resid_post" if subject.has(f"{last}normalized_resid_post") else "resid_post"
+    if subject.has("ln_final.hook_scale"):
+        final = last + normed
+        yield from norm_identities(subject, "ln_final", lambda look: look[final], f"the last {normed}")
+        yield "unembed.hook_in", "ln_final's output", lambda look: look.normed("ln_final")
+
+    def logits(look: Look) -> Tensor:
+        weight, bias = look.weight("unembed.W_U"), look.weight("unembed.b_U")
+        assert weight is not None
+        out = torch.matmul(look["unembed.hook_in"], weight)
+        return out if bias is None else out + bias
+
+    if "unembed.W_U" in subject.weight_names:
+        yield "unembed.hook_out", "unembed.hook_in @ W_U + b_U", logits, ("unembed.hook_in",)

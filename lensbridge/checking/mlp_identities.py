@@ -1,0 +1,105 @@
+"""What must be true of the values inside an MLP?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.activations import ACT2FN
+
+from ..utilities.activation_functions import SUPPORTED_ACTIVATIONS
+from .norm_identities import norm_identities
+from .subject import Look, Subject
+
+
+def mlp_identities(subject: Subject, layer: int) -> Iterator[tuple]:
+    """Those of one layer, as rows of `Identity`."""
+    prefix, block = f"blocks.{layer}", subject.block(layer)
+    if block.mlp is None:
+        return
+    stream = next(n for n in (f"{prefix}.hook_resid_mid", f"{prefix}.hook_resid_pre") if subject.has(n))
+    copy, first = f"{prefix}.hook_mlp_in", f"{prefix}.ln1"
+    behind = block.post_norm
+
+    def given(look: Look) -> Tensor:
+        return look.normed(first) if behind else look[stream]
+
+    def source(look: Look) -> Tensor:
+        return look[copy] if copy in look else given(look)
+
+    yield copy, "ln1's output" if behind else stream.rsplit("hook_", 1)[-1], given
+    normed = block.ln2 is not None and not behind
+    if normed:
+        yield from norm_identities(subject, f"{prefix}.ln2", source, stream.rsplit("hook_", 1)[-1])
+
+    def read(look: Look) -> Tensor:
+        return look.normed(f"{prefix}.ln2") if normed else source(look)
+
+    yield from _neurons(subject, layer, read)
+    yield from _output(subject, layer)
+
+
+def _neurons(subject: Subject, layer: int, read: Callable[[Look], Tensor]) -> Iterator[tuple]:
+    prefix = f"blocks.{layer}.mlp"
+    pre, linear, post = (f"{prefix}.hook_{name}" for name in ("pre", "pre_linear", "post"))
+    gated = subject.has(linear)
+
+    def projected(weight: str, bias: str) -> Callable[[Look], Tensor]:
+        def value(look: Look) -> Tensor:
+            matrix, offset = look.weight(f"{prefix}.{weight}"), look.weight(f"{prefix}.{bias}")
+            assert matrix is not None
+            if offset is None:
+                # What folding a norm's bias into a gate leaves has no name in TransformerLens.
+                offset = subject.model.interior.weights.branch("mlp", layer).get(bias)
+            out = torch.matmul(read(look), matrix)
+            return out if offset is None else out + offset
+
+        return value
+
+    if f"{prefix}.W_in" in subject.weight_names:
+        if gated:
+            yield pre, "n @ W_gate + b_gate", projected("W_gate", "b_gate")
+            yield linear, "n @ W_in + b_in", projected("W_in", "b_in")
+        else:
+            yield pre, "n @ W_in + b_in", projected("W_in", "b_in")
+
+    act = _activation(subject)
+
+    def activated(look: Look) -> Tensor:
+        return act(look[pre]) * look[linear] if gated else act(look[pre])
+
+    yield post, "act_fn(pre) * pre_linear" if gated else "act_fn(pre)", activated, (pre, linear) if gated else (pre,)
+
+
+def _activation(subject: Subject) -> Any:
+    """The model's activation function: HuggingFace's of that name, where the two have one of the same name."""
+    name = subject.model.cfg.act_fn
+    return ACT2FN[name] if name in ACT2FN else SUPPORTED_ACTIVATIONS[name]
+
+
+def _output(subject: Subject, layer: int) -> Iterator[tuple]:
+    prefix = f"blocks.{layer}"
+    post, out = f"{prefix}.mlp.hook_post", f"{prefix}.hook_mlp_out"
+
+    def written(look: Look) -> Tensor:
+        matrix, bias = look.weight(f"{prefix}.mlp.W_out"), look.weight(f"{prefix}.mlp.b_out")
+        assert matrix is not None
+        value = torch.matmul(look[post], matrix)
+        return value if bias is None else value + bias
+
+    if f"{prefix}.mlp.W_out" not in subject.weight_names or not subject.has(post):
+        return
+    factor, norm = subject.factor(layer, "mlp_factor"), subject.norm_behind(layer, "mlp")
+    times = " * factor" if factor is not None else ""
+    if norm is not None:
+        yield from norm_identities(subject, norm, written, "post @ W_out + b_out")
+        value: Callable[[Look], Tensor] = lambda look: look.normed(norm)  # noqa: E731
+        equation = f"{norm.rsplit('.', 1)[-1]}'s output{times}"
+    else:
+        value, equation = written, f"(post @ W_out + b_out){times}" if times else "post @ W_out + b_out"
+    if factor is not None:
+        inner = value
+        value = lambda look: inner(look) * factor  # noqa: E731
+    yield out, equation, value, (post,)

@@ -1,0 +1,83 @@
+"""Does everything hold that must, on a tiny random model of every family that has a record?
+
+HuggingFace's own forward is the reference. What is checked, and how, is `lensbridge.checking`; here each group of
+checks of each family is one test. What is known not to hold is in `lensbridge.checking.known`, with its reason, and an
+entry there that holds after all fails here.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import lru_cache
+from typing import Any
+
+import pytest
+
+from lensbridge.architectures import BY_CLASS
+from lensbridge.checking import GROUPS, KNOWN, Outcome, Report, hooked
+from lensbridge.checking.edits import check_edits
+from lensbridge.checking.families import family_class, recorded, refusal
+from lensbridge.checking.subject import Subject
+from lensbridge.errors import UnsupportedModelError
+from lensbridge.tiny import FAMILIES, tiny_family
+
+KEYS = [key for key in recorded() if refusal(key) is None]
+REFUSED = [key for key in recorded() if refusal(key) is not None]
+
+
+@lru_cache(maxsize=2)
+def subject_of(key: str) -> Subject:
+    """The tiny model of a family; the checks of a family come one after the other."""
+    return Subject(hooked(tiny_family(key), key), KNOWN.get(key))
+
+
+@lru_cache(maxsize=4 * len(GROUPS))
+def outcomes_of(key: str, group: str) -> tuple[Outcome, ...]:
+    return tuple(GROUPS[group](subject_of(key)))
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No word about options of processing that are left out."""
+    monkeypatch.setattr(logging.root, "level", logging.ERROR)
+
+
+def explained(outcomes: Any) -> str:
+    return "\n".join(f"{outcome.group}: {outcome.check}: {outcome.detail}" for outcome in outcomes)
+
+
+@pytest.mark.parametrize(("key", "group"), [(key, group) for key in KEYS for group in GROUPS])
+def test_what_must_hold(key: str, group: str) -> None:
+    outcomes = outcomes_of(key, group)
+    failures = [outcome for outcome in outcomes if not outcome.is_fine]
+    assert not failures, explained(failures)
+    assert any(outcome.status in ("holds", "known") for outcome in outcomes), f"nothing was checked: {outcomes}"
+    report = Report("", key, outcomes, KNOWN.get(key, {}))
+    assert list(report.unneeded()) == [], "listed as not holding, but nothing fails there"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", KEYS)
+def test_an_edit_at_every_point_of_every_layer(key: str) -> None:
+    outcomes = check_edits(subject_of(key), everywhere=True)
+    assert not (failures := [outcome for outcome in outcomes if not outcome.is_fine]), explained(failures)
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_a_record_refuses_is_refused_with_its_reason(key: str) -> None:
+    reason = refusal(key)
+    assert reason is not None
+    with pytest.raises(UnsupportedModelError, match=re.escape(reason)):
+        hooked(tiny_family(key))
+
+
+def test_every_record_is_of_some_family() -> None:
+    """A record that no tiny model has would not be tested."""
+    tested = {family_class(key) for key in KEYS}
+    assert tested == set(BY_CLASS)
+
+
+def test_what_is_known_not_to_hold_is_of_a_family_and_a_group() -> None:
+    assert set(KNOWN) <= set(FAMILIES)
+    assert all(set(groups) <= set(GROUPS) for groups in KNOWN.values())
