@@ -84,7 +84,7 @@ def _sizes(hf_model: Any, hf: Any, architecture: Architecture, fields: dict[str,
             found["d_mlp"] = matrix(hf_model.get_submodule(architecture.in_layer(layer, "mlp_out"))).shape[0]
             break
     attending = [layer for layer, block in enumerate(architecture.blocks) if block.attn is not None]
-    found["d_head"] = getattr(hf, "head_dim", None) or d_model // found["n_heads"]
+    found["d_head"] = fields.get("d_head") or getattr(hf, "head_dim", None) or d_model // found["n_heads"]
     if attending:
         found |= _heads(hf_model, architecture, attending[0], found)
     return found

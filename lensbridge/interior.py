@@ -22,7 +22,7 @@ from .config import HookedTransformerConfig
 from .engine import Engine
 from .errors import ReadOnlyWeightError, UnsupportedModelError
 from .hook_points import HookPoint
-from .points import added_names, names, why_absent
+from .points import added_names, layer_of, names, point_of, template, why_absent
 from .processing import Processing
 from .weights import WeightViews
 
@@ -62,12 +62,22 @@ class Interior:
     def points(self) -> tuple[str, ...]:
         """The names of TransformerLens' hook points, in the order in which they fire there."""
         layers = [block.features for block in self.architecture.blocks]
-        return tuple(names(layers, self.architecture.features, self.cfg.num_experts or 0))
+        found = names(layers, self.architecture.features, self.cfg.num_experts or 0)
+        return tuple(name for name in found if self._why_refused(name) is None)
 
     def why_absent(self, name: str) -> str | None:
         """Why there is no hook point ``name``, where other models have one; None if none has."""
         layers = [block.features for block in self.architecture.blocks]
-        return why_absent(name, layers, self.architecture.features)
+        reason = why_absent(name, layers, self.architecture.features)
+        if name in self.points() or (reason is None and point_of(name) is None):
+            return reason
+        return self._why_refused(name) or reason
+
+    def _why_refused(self, name: str) -> str | None:
+        layer = layer_of(name)
+        if layer is not None and layer >= len(self.architecture.blocks):
+            return None
+        return self.architecture.why_refused(template(name), layer)
 
     def served(self, known: Collection[str]) -> set[str]:
         """The hook points that the engine shows values to; ``known`` are those that the model has."""

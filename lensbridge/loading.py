@@ -118,7 +118,7 @@ def load(wish: Wish) -> Loaded:
         hf_model.cfg.tokenizer_name = hf_model.cfg.tokenizer_name or location
         return Loaded(hf_model, None, _own_config(hf_model, wish))
     architecture = architecture_of(hf_model)
-    if wish.first_n_layers is not None and wish.first_n_layers != hf_model.config.num_hidden_layers:
+    if wish.first_n_layers is not None and wish.first_n_layers != len(architecture.blocks):
         hf_model = truncated(hf_model, architecture, wish.first_n_layers)
         architecture = architecture_of(hf_model)
     cfg = read_config(hf_model, architecture, wish, location)

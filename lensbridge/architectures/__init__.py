@@ -9,7 +9,6 @@ import pkgutil
 from importlib import import_module
 from typing import Any
 
-from ..errors import UnsupportedModelError
 from .record import Architecture as Architecture
 
 
@@ -32,14 +31,16 @@ MODEL_TYPES = frozenset(name for record in RECORDS for name in (record.model_typ
 def architecture_of(hf_model: Any) -> Architecture:
     """The record of a loaded HuggingFace model, with the variants its config selects and the kinds of its layers.
 
+    Where its class has none, one is measured (`measuring`).
+
     Raises:
-        UnsupportedModelError: if the class has no record, or its config sets something the record refuses.
+        UnsupportedModelError: if the config sets something that the record refuses, or if there is no record, and the
+            model is not built in a way that one could describe.
     """
     for cls in type(hf_model).__mro__:
         if cls.__name__ in BY_CLASS:
             return BY_CLASS[cls.__name__].for_model(hf_model)
-    known = ", ".join(sorted(BY_CLASS))
-    raise UnsupportedModelError(
-        f"no record of the architecture {type(hf_model).__name__}; known: {known}. "
-        "A family is one data file in lensbridge/architectures (see CONTRIBUTING.md)."
-    )
+    # Measuring needs the whole package.
+    from ..measuring import measured_record
+
+    return measured_record(hf_model)

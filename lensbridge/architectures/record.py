@@ -99,6 +99,10 @@ class Block:
     #: Points that such a layer does not have, or whose names begin so: name in the table (`points.py`) -> why.
     refusals: Mapping[str, str] = field(default_factory=dict, hash=False)
 
+    def why_refused(self, point: str) -> str | None:
+        """Why such a layer has no such point (by its name in the table), if that is a matter of this record."""
+        return refusal_of(self.refusals, point)
+
     @property
     def features(self) -> frozenset[str]:
         """What the table of hook points (`points.py`) asks of a layer."""
@@ -175,6 +179,14 @@ def instead_of_attention(path: str) -> dict[str, Any]:
     return {"attn_branch": path, **dict.fromkeys(("attn", "q", "k", "v", "qkv", "q_norm", "k_norm", "o"))}
 
 
+def refusal_of(refusals: Mapping[str, str], point: str) -> str | None:
+    """The reason among ``refusals`` that is about a point, by its own name or by how its name begins."""
+    for name, reason in refusals.items():
+        if point == name or (name.endswith(".") and point.startswith(name)):
+            return reason
+    return None
+
+
 #: What the presence of a module below a layer changes, in families whose modules go by Llama's names.
 LLAMA_KINDS: Mapping[str, Mapping[str, Any]] = {
     "self_attn.q_norm": {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"},
@@ -225,7 +237,7 @@ class Architecture:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     #: HF config attribute -> why a model that sets it is refused.
     refused: Mapping[str, str] = field(default_factory=dict)
-    #: Points around the layers that such a model does not have, as in `Block`.
+    #: Points that such a model does not have in any layer, or around the layers; as in `Block`.
     refusals: Mapping[str, str] = field(default_factory=dict, hash=False)
     #: What each layer of one model is made of (`for_model`).
     blocks: tuple[Block, ...] = ()
@@ -271,6 +283,11 @@ class Architecture:
             if path in there:
                 changes |= change
         return replace(self.block, **changes) if changes else self.block
+
+    def why_refused(self, point: str, layer: int | None = None) -> str | None:
+        """Why the model has no such point (by its name in the table), if that is a matter of its record."""
+        reason = refusal_of(self.refusals, point)
+        return self.blocks[layer].why_refused(point) if reason is None and layer is not None else reason
 
     @property
     def behind_layers(self) -> str:

@@ -16,6 +16,7 @@ from .code import Called, call_at, within_forward
 from .findings import QK_NORMS, QUERIES, RESULT, ROTATED, SQUARES, VALUES, Findings, Z
 from .projections import Projections, Source, affine_calls, layout_of, ungrouped
 from .recording import Call, Caller, Op, Value
+from .scores import cap_among, scoring
 from .stream import Trace
 
 PRODUCTS = ("bmm", "baddbmm", "mm")
@@ -53,6 +54,7 @@ class AttentionReader:
         if len(shape) not in (3, 4) or (len(shape) == 3 and shape[0] % self.batch):
             self.found.refuse(f"its pattern has the shape {list(shape)}, not [batch, head, query, key]", *SQUARES)
         self.n_heads = shape[1] if len(shape) == 4 else shape[0] // self.batch
+        self.met: tuple[Tensor, Tensor] | None = None
         self._place()
         self._operands()
         self._sides()
@@ -73,12 +75,26 @@ class AttentionReader:
         values["n_heads"] = self.n_heads
         if self.query is not None:
             size = self.flow.shape(self.query)[-1]
+            module = self.trace.recording.module(self.call.path)
             plain = self.found.fields.get("q", "") is not None or "qkv" in self.found.fields
-            if plain and getattr(self.trace.recording.module(self.call.path), "head_dim", None) != size:
+            if plain and getattr(module, "head_dim", None) != size:
                 values["d_head"] = size
             product = next(op for op in self.flow.users[self.query] if op.name in PRODUCTS)
             cap = cap_among(self.trace.recording.ops[product.time : self.op.time])
             values |= {} if cap is None else {"attn_scores_soft_cap": cap}
+            self._scoring(module, size, cap)
+
+    def _scoring(self, module: Any, size: int, cap: float | None) -> None:
+        """How scores come from the queries and keys that are shown."""
+        scores = self.flow.tensor(self.op.inputs[0])
+        met = self.met
+        if "sinks" in self.found.fields or scores.shape[-1] != self.length or met is None:
+            return
+        found = scoring(*met, scores.reshape(self.batch, self.n_heads, self.length, self.length), cap)
+        if found is not None:
+            scaling = getattr(module, "scaling", None)
+            usual = 1 / scaling if isinstance(scaling, float) and scaling else size**0.5
+            self.found.values["scoring"] = (found, usual)
 
     # --- where the softmax is -----------------------------------------------------------------------------------------
 
@@ -189,6 +205,7 @@ class AttentionReader:
         self.projections = Projections(self.trace, self.inner, self.layer.start, product.time if product else 0)
         sources = {letter: self.projections.source(given[letter], sizes[letter]) for letter in LETTERS}
         self._projections(sources)
+        self.met = self._meeting(arguments, sources)
         rotary = any(self._rotated(given[letter], sources[letter]) for letter in ("query", "key"))
         found.fields["rotary"] = rotary and arguments is not None
         if arguments is None and (rotary or (found.fields.get("q", "") is None and "qkv" not in found.fields)):
@@ -196,6 +213,25 @@ class AttentionReader:
         if arguments is None and found.fields.get("v", "") is None and "qkv" not in found.fields:
             found.refuse("values are no plain projection, and no argument of a call inside attention", *VALUES)
         self._head_norms(sources, given)
+
+    def _meeting(
+        self, arguments: dict[str, Value] | None, sources: dict[str, Source | str]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Queries and keys as they are shown, [batch, head, pos, d_head]: as projected, or once normed and rotated."""
+        found = []
+        for letter in ("query", "key"):
+            source = sources[letter]
+            if isinstance(source, Source) and source.whole and not source.norms:
+                x = self.flow.tensor(source.call.output or 0)
+                x = x.reshape(self.batch, self.length, -1)[..., source.columns].transpose(1, 2)
+            elif arguments is not None and len(self.flow.shape(arguments[letter])) == 4:
+                x = self.flow.tensor(arguments[letter])
+            else:
+                return None
+            if x.shape[2] != self.length:
+                return None
+            found.append(x)
+        return found[0], found[1]
 
     def _rotated(self, value: Value, source: Source | str) -> bool:
         """Whether queries or keys are changed by where they are, after they were projected."""
@@ -356,17 +392,6 @@ class AttentionReader:
                     self.found.fields["sinks"] = self.relative(name)
                     return
         self.found.refuse("its softmax has a column more than there are keys", *SQUARES)
-
-
-def cap_among(ops: list[Op]) -> float | None:
-    """The bound of ``cap * tanh(x / cap)`` among operations."""
-    for index, op in enumerate(ops):
-        if op.name == "tanh":
-            for later in ops[index + 1 :]:
-                if later.name in ("mul", "mul_") and op.outputs[0] in later.inputs:
-                    numbers = [arg for arg in later.args[:2] if isinstance(arg, (int, float))]
-                    return float(numbers[0]) if numbers else None
-    return None
 
 
 def _gated(columns: Tensor, width: int) -> bool:

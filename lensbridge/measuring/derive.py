@@ -192,6 +192,9 @@ def _naming(facts: Facts, hf_config: Any) -> tuple[dict[str, str], dict[str, Any
     constants: dict[str, Any] = {}
     text = hf_config.get_text_config(decoder=True)
     for name, value in facts.values.items():
+        if name not in WORDS:
+            constants[name] = value
+            continue
         if _agrees(usual(text, name) if name in USUAL_NAMES else _by_default(text, name), value):
             continue
         attribute = _attribute(text, name, value)

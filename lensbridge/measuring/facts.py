@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedModelError
-from .attention import cap_among
 from .ends import NoStream, read_end, read_start
 from .findings import Findings
 from .layers import LayerReader
 from .norms import NormFact
 from .recording import record
+from .scores import cap_among, settings
 from .stream import Trace, find_layers
 
 BATCH = 2
@@ -107,6 +107,8 @@ def _values(trace: Trace, readers: list[LayerReader], layers: list[Findings]) ->
         for name in ("n_heads", "d_head", "attn_scores_soft_cap"):
             if name in layer.values:
                 found.setdefault(name, layer.values[name])
+    scorings = [(index, *layer.values["scoring"]) for index, layer in enumerate(layers) if "scoring" in layer.values]
+    found |= settings(scorings)
     found["output_logits_soft_cap"] = _cap(trace)
     return {name: value for name, value in found.items() if value is not None}
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .attention import AttentionReader, softmaxes
-from .findings import ATTN, BLOCK, Findings
+from .findings import ATTN, BLOCK, NEURONS, Findings
 from .mlp import MlpReader
 from .recording import Call, Ref, Value
 from .stream import Step, Term, Trace
@@ -26,6 +26,8 @@ INNER = tuple(
     )
 )
 OWN_INPUTS = tuple(f"{BLOCK}hook_{name}" for name in ("attn_in", "q_input", "k_input", "v_input"))
+#: What is in the names of attributes that hold factors.
+FACTOR_WORDS = ("mult", "scal", "factor", "alpha", "gamma", "lambda", "weight")
 #: A layer of which nothing is known.
 NOTHING: dict[str, Any] = dict.fromkeys(
     "ln1 attn q k v qkv o ln1_post ln2 mlp gate mlp_in mlp_out ln2_post attn_branch mlp_branch".split()
@@ -61,6 +63,8 @@ class LayerReader:
             self._attention(attention)
         if mlp is not None:
             self._mlp(mlp)
+        others = self._also("attn", attention, others)
+        others = self._also("mlp", mlp, others)
         self._norms_around(attention, mlp, way)
         self._order(attention, mlp)
         self._extra(way, others)
@@ -85,7 +89,9 @@ class LayerReader:
         pointwise = [term for term in rest if self._pointwise(term)]
         if attention is None:
             attention = next((term for term in rest if term not in pointwise), None)
-        mlp = pointwise[0] if pointwise else None
+        # Of several that are added together, the one that is called last.
+        together = [term for term in pointwise if term.step is pointwise[0].step]
+        mlp = max(together, key=self._start) if pointwise else None
         return attention, mlp, [term for term in terms if term not in (attention, mlp)]
 
     def _within(self, term: Term) -> set[Value]:
@@ -134,6 +140,29 @@ class LayerReader:
         self.activation = reader.activation
         self._wrapped("mlp", "ln2_post", term)
 
+    def _start(self, term: Term) -> int:
+        """When the module of a term was called."""
+        return self.trace.calls[term.module or ""][0].start
+
+    def _also(self, part: str, main: Term | None, others: list[Term]) -> list[Term]:
+        """Note the module whose output is added with a branch's; what else there is."""
+        fields = self.found.fields
+        for term in others:
+            same = main is not None and term.module is not None and term.step is main.step
+            if not same or main is None or self._start(term) > self._start(main):
+                continue
+            if (term.norms, term.factors) != (main.norms, main.factors) or self._pointwise(term) != (part == "mlp"):
+                continue
+            fields[f"{part}_also"] = self.relative(term.module or "")
+            if part == "mlp" and term.step is not None:
+                other = MlpReader(self.trace, self.call, term, term.step.before).read()
+                experts = {role: other.fields[role] for role in ("experts", "router") if other.fields.get(role)}
+                fields |= {role: path for role, path in experts.items() if fields.get(role) is None}
+                fields |= dict.fromkeys(("gate", "mlp_in", "mlp_out")) | {"gate_up": False}
+                self.found.refuse(f"no neurons of the MLP are shown: {fields['mlp_also']} adds to it", *NEURONS)
+            return [each for each in others if each is not term]
+        return others
+
     def _wrapped(self, part: str, role: str, term: Term) -> None:
         """The norm and the factor between a branch and the stream."""
         fields, point = self.found.fields, f"{BLOCK}hook_{part}_out"
@@ -143,7 +172,7 @@ class LayerReader:
             fields[f"{part}_branch"] = None if fields[part] is not None else fields[role]
         elif term.norms:
             self.found.refuse("it is normed in a way that is not known before it is added", point)
-        if term.factors:
+        if any(isinstance(factor, Ref) or factor != 1 for factor in term.factors):
             path = self._factor(term.factors[0]) if len(term.factors) == 1 else None
             if path is None:
                 self.found.refuse("it is multiplied by something that is no attribute of the layer", point)
@@ -151,12 +180,12 @@ class LayerReader:
 
     def _factor(self, factor: Any) -> str | None:
         """Where a factor is stored, below the layer."""
+        found = []
         for name, module in self.trace.recording.module(self.call.path).named_modules():
             held = {**vars(module), **module._parameters, **module._buffers}
-            for attribute, value in held.items():
-                if self._is(value, factor):
-                    return f"{name}.{attribute}" if name else attribute
-        return None
+            found += [f"{name}.{each}" if name else each for each, value in held.items() if self._is(value, factor)]
+        # Other numbers may happen to have the same value.
+        return min(found, key=lambda path: not any(word in path for word in FACTOR_WORDS)) if found else None
 
     def _is(self, value: Any, factor: Any) -> bool:
         if isinstance(factor, Ref):

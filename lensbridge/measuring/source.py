@@ -1,0 +1,96 @@
+"""How is a record written down as the Python source of a family's file?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import is_dataclass, replace
+from typing import Any
+
+from ..architectures.record import PARTS as FUSED_IN_PARTS
+from ..architectures.record import Architecture, Block, Layout
+from ..points import BY_NAME
+from .store import said
+
+WIDTH = 120
+#: Parts that the records have a name for.
+NAMED = {repr(Layout("key-value heads")): "GROUPS", repr(FUSED_IN_PARTS): "PARTS"}
+
+
+def write_record(record: Architecture) -> str:
+    """The source of a file that defines the record, as those in ``lensbridge/architectures`` are.
+
+    What is refused is left out where the record itself says that there is no such point.
+    """
+    record = _lean(record)
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", re.sub(r"For[A-Z]\w*$|LMHeadModel$", "", record.hf_class)).upper()
+    body = f"{name} = {_source(record, 0, len(name) + 3)}\n"
+    used = sorted({each for each in ("Block", "Softmax", "Layout", "GROUPS", "ExpertNeurons") if re.search(rf"\b{each}\b", body)})
+    imports = _imports(["Architecture", *used])
+    return f'"""{record.hf_class}: measured; say here in a line what is special about the family, and name its paper."""\n\n{imports}\n{body}'
+
+
+def _imports(names: list[str]) -> str:
+    forms = sorted({"Softmax", "Layout", "GROUPS", "ExpertNeurons"} & set(names))
+    records = sorted({"Architecture", "Block"} & set(names))
+    lines = [f"from .forms import {', '.join(forms)}"] if forms else []
+    return "\n".join([*lines, f"from .record import {', '.join(records)}"]) + "\n"
+
+
+def _lean(record: Architecture) -> Architecture:
+    """The record without the blocks of one model, where its kinds of layers give them, and without needless refusals."""
+    plain = replace(record, block=_without(record.block), blocks=tuple(map(_without, record.blocks)))
+    kinds = {path: _lean_change(record.block, change) for path, change in record.kinds.items()}
+    plain = replace(plain, kinds=kinds)
+    return plain if len(set(map(repr, record.blocks))) > 1 and not kinds else replace(plain, blocks=())
+
+
+def _without(block: Block) -> Block:
+    return replace(block, refusals=_needed(block, block.refusals))
+
+
+def _needed(block: Block, refusals: Mapping[str, str]) -> dict[str, str]:
+    """The refusals of points that would be there otherwise."""
+    features = block.features
+
+    def speaks_of(point: str) -> bool:
+        rows = [row for name, row in BY_NAME.items() if name == point or (point.endswith(".") and name.startswith(point))]
+        return any(row.exists_with(features) for row in rows)
+
+    return {point: reason for point, reason in refusals.items() if speaks_of(point)}
+
+
+def _lean_change(base: Block, change: Mapping[str, Any]) -> dict[str, Any]:
+    if "refusals" not in change:
+        return dict(change)
+    needed = _needed(replace(base, **change), change["refusals"])
+    rest = {role: value for role, value in change.items() if role != "refusals"}
+    return rest | ({"refusals": needed} if needed or _needed(base, base.refusals) else {})
+
+
+def _source(value: Any, indent: int, start: int) -> str:
+    """The source of a value that begins in column ``start`` of a line that is indented by ``indent``."""
+    if repr(value) in NAMED:
+        return NAMED[repr(value)]
+    if is_dataclass(value):
+        items = [(f"{name}=", each) for name, each in said(value).items()]
+        return _wrapped(f"{type(value).__name__}(", items, ")", indent, start)
+    if isinstance(value, Mapping):
+        return _wrapped("{", [(f"{_quoted(key)}: ", each) for key, each in value.items()], "}", indent, start)
+    if isinstance(value, tuple | list):
+        return _wrapped("(", [("", each) for each in value], ",)" if len(value) == 1 else ")", indent, start)
+    return _quoted(value) if isinstance(value, str) else repr(value)
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _wrapped(opening: str, items: list[tuple[str, Any]], closing: str, indent: int, start: int) -> str:
+    """On one line if that is short enough, else with one item a line."""
+    inline = opening + ", ".join(lead + _source(each, 0, -10_000) for lead, each in items) + closing
+    if start + len(inline) < WIDTH:
+        return inline
+    inner = indent + 4
+    lines = [f"{' ' * inner}{lead}{_source(each, inner, inner + len(lead))},\n" for lead, each in items]
+    return f"{opening}\n{''.join(lines)}{' ' * indent}{closing.lstrip(',')}"
