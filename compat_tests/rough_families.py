@@ -22,6 +22,7 @@ SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attenti
 MLP = {"intermediate_size": 48}
 GROUPED = {"num_key_value_heads": 2}
 CONTEXT = {"max_position_embeddings": 64}
+SEEING = SIZES | MLP | {"image_size": 32, "patch_size": 8}
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Family:
     options: dict[str, Any] = field(default_factory=dict)
     #: Options that 3.9.0 looks for among the config's attributes, where transformers 4 had them.
     left_for_reference: tuple[str, ...] = ()
+    #: For a model of several modalities the class of its config, and what that has besides the text's.
+    around: tuple[str, dict[str, Any]] | None = None
 
 
 FAMILIES = {
@@ -63,6 +66,24 @@ FAMILIES = {
             "layer_types": ["sliding_attention", "full_attention"],
         },
     ),
+    "gemma3 multimodal": Family(
+        "Gemma3TextConfig",
+        "Gemma3ForConditionalGeneration",
+        "google/gemma-3-4b-it",
+        GROUPED
+        | {
+            "head_dim": 8,
+            "query_pre_attn_scalar": 8,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+            },
+        },
+        around=("Gemma3Config", {"vision_config": SEEING, "mm_tokens_per_image": 4}),
+    ),
+    "apertus": Family("ApertusConfig", "ApertusForCausalLM", "swiss-ai/Apertus-8B-2509", GROUPED),
     "gpt_neox": Family("GPTNeoXConfig", "GPTNeoXForCausalLM", "EleutherAI/pythia-70m"),
     "gpt_neox sequential": Family(
         "GPTNeoXConfig", "GPTNeoXForCausalLM", "EleutherAI/pythia-70m", {"use_parallel_residual": False}
@@ -98,6 +119,10 @@ def rough_model(family: Family, seed: int = 0) -> Any:
     mlp = MLP if hasattr(config_class(), "intermediate_size") else {}
     options = {**SIZES, **mlp, **CONTEXT, "tie_word_embeddings": False, **family.options}
     config = config_class(**options, attn_implementation="eager")
+    if family.around is not None:
+        name, others = family.around
+        tied = {"tie_word_embeddings": options["tie_word_embeddings"]}
+        config = getattr(transformers, name)(text_config=config, attn_implementation="eager", **tied, **others)
     config.architectures = [family.model_class]
     for name in family.left_for_reference:
         setattr(config, name, family.options[name])
@@ -118,6 +143,7 @@ def rough_model(family: Family, seed: int = 0) -> Any:
 
 def _sizes(config: Any, fields: dict[str, Any]) -> dict[str, Any]:
     """What 3.9.0 has in a table by name for some families, instead of reading it off the HF config."""
+    config = config.get_text_config()
     heads, layers = config.num_attention_heads, config.num_hidden_layers
     d_head = getattr(config, "head_dim", None) or config.hidden_size // heads
     found = {

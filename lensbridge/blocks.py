@@ -207,7 +207,10 @@ class MLP(Component):
     def __init__(self, interior: Interior, layer: int) -> None:
         super().__init__(interior, f"blocks.{layer}.mlp")
         self.layer_id = layer
-        if interior.architecture.blocks[layer].expert_neurons is not None:
+        block = interior.architecture.blocks[layer]
+        if block.act is not None:
+            self.act_fn = Activation(interior, f"{self.prefix}.act_fn", interior.architecture.in_layer(layer, "act"))
+        if block.expert_neurons is not None:
             experts = (Expert(interior, layer, expert) for expert in range(self.cfg.num_experts))
             self.experts = nn.ModuleList(experts)
         self.add_points(("hook_pre", "hook_pre_linear", "hook_post", "hook_expert_weights", "hook_expert_indices"))
@@ -215,6 +218,19 @@ class MLP(Component):
     def forward(self, x: Resid) -> Resid:
         """The MLP's output, ``[batch, pos, d_model]``."""
         return run_mlp(self.interior.engine, self.layer_id, x, self.listeners())
+
+
+class Activation(Component):
+    """An activation function with weights of its own, xIELU's (Huang and Schlag 2024)."""
+
+    weight_names = ("alpha_p", "alpha_n", "beta", "eps")
+
+    def __init__(self, interior: Interior, prefix: str, path: str) -> None:
+        super().__init__(interior, prefix)
+        self.path = path
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.interior.module(self.path)(x)
 
 
 class Expert(Component):

@@ -154,6 +154,8 @@ def _rotation(hf: Any, fields: dict[str, Any]) -> dict[str, Any]:
     found = {"rotary_dim": getattr(hf, "rotary_dim", None) or int(part * fields["d_head"])}
     if "rope_theta" in full:
         found["rotary_base"] = full["rope_theta"]
+    if full.get("rope_type") == "linear":
+        found["rotary_scaling_factor"] = full["factor"]
     if local.get("rope_theta", full.get("rope_theta")) != full.get("rope_theta"):
         found["rotary_base_local"] = local["rope_theta"]
     return found

@@ -266,20 +266,35 @@ class Parameters:
         into = self.module(arch.in_layer(layer, "mlp_in"))
         if block.gate_up:
             out.weights["W_gate"], out.weights["W_in"] = matrix(into).chunk(2, dim=-1)
-            if (bias := bias_of(into)) is not None:
-                out.weights["b_gate"], out.weights["b_in"] = bias.chunk(2)
+            if bias_of(into) is not None:
+                out.weights["b_gate"], out.weights["b_in"] = into.bias.chunk(2)
         else:
             out.weights["W_in"] = matrix(into)
             if block.gate is not None:
-                gate = self.module(arch.in_layer(layer, "gate"))
-                out.weights["W_gate"] = matrix(gate)
-                if (bias := bias_of(gate)) is not None:
-                    out.weights["b_gate"] = bias
+                self._gate(out, layer)
         if "b_in" not in out.weights:
             self._bias(out, "b_in", into, out.weights["W_in"].shape[-1:])
         out.weights["W_out"] = matrix(out_of)
         self._bias(out, "b_out", out_of, (cfg.d_model,))
+        if block.act is not None:
+            self._activation(out, self.module(arch.in_layer(layer, "act")))
         return out
+
+    def _gate(self, out: Branch, layer: int) -> None:
+        """Add the weight of the gate, and its bias if it has one or a norm's may be folded into it."""
+        block, gate = self.architecture.blocks[layer], self.module(self.architecture.in_layer(layer, "gate"))
+        out.weights["W_gate"] = matrix(gate)
+        norm = None if block.ln2 is None else self.module(self.architecture.in_layer(layer, "ln2"))
+        if bias_of(gate) is not None or (norm is not None and bias_of(norm) is not None):
+            self._bias(out, "b_gate", gate, out.weights["W_gate"].shape[-1:])
+
+    def _activation(self, out: Branch, module: nn.Module) -> None:
+        """Add what an activation function has learned, as scalars, and its constants."""
+        for name, parameter in module.named_parameters():
+            out.weights[f"act_fn.{name}"] = parameter.squeeze()
+        for name, buffer in module.named_buffers():
+            out.weights[f"act_fn.{name}"] = buffer
+            out.made[f"act_fn.{name}"] = f"{type(module).__name__} has it as a constant"
 
     def _unembed(self) -> Branch:
         out = Branch({}, {}, {})

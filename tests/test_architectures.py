@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from operator import attrgetter
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,7 +55,7 @@ def test_a_variant_of_the_config_changes_the_record(new_hf: Callable) -> None:
     upcast = architecture_of(new_hf(reorder_and_upcast_attn=True))
     assert {block.softmax for block in upcast.blocks} == {Softmax(call="_upcast_and_reordered_attn")}
     assert dataclasses.replace(upcast, block=GPT2.block, blocks=()) == GPT2 and GPT2.block.softmax == Softmax()
-    assert GPT2.for_config(SimpleNamespace()) is GPT2
+    assert GPT2.for_config(GPT2Config()) is GPT2
 
 
 def test_paths() -> None:
@@ -79,8 +78,8 @@ def test_every_role_is_where_the_record_says(record: Architecture) -> None:
         assert all(hf.get_submodule(bound.below(layer, path)) is not None for path in block.branches if path)
         found = [getattr(block, attribute) for attribute in ATTRIBUTES]
         assert all(attrgetter(path)(hf.get_submodule(bound.layer(layer))) is not None for path in found if path)
-    assert all(hasattr(hf.config, attribute) for attribute in record.config.values())
-    assert all(hasattr(hf.config, attribute) for attribute in (*record.variants, *record.refused))
+    attributes = (*record.config.values(), *record.by_layer, *record.variants, *record.refused)
+    assert all(hasattr(hf.config.get_text_config(decoder=True), attribute) for attribute in attributes)
 
 
 def test_roles_that_there_are_none_of() -> None:

@@ -64,7 +64,12 @@ def test_records_by_class() -> None:
 
 
 class NewName(torch.nn.Module):
-    config = GPT2Config(n_layer=1)
+    """Built like GPT-2, and of no class that is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = GPT2Config(n_layer=1, n_head=1, n_embd=2, vocab_size=3, n_positions=4)
+        self.transformer = GPT2LMHeadModel(self.config).transformer
 
 
 def test_a_registered_record_counts_for_loading() -> None:

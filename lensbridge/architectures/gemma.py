@@ -2,7 +2,7 @@
 
 - Llama's block; norms store their gain less one; the embedding multiplies by sqrt(d_model)
 - Gemma 2 and 3: a norm of what each branch writes, local and global attention in turn; Gemma 2 caps scores and logits,
-  Gemma 3 has a norm of each head's queries and keys
+  Gemma 3 has a norm of each head's queries and keys; its larger models also see
 """
 
 from dataclasses import replace
@@ -35,3 +35,4 @@ GEMMA3 = replace(
     hf_class="Gemma3ForCausalLM",
     block=replace(GEMMA2.block, qk_norm_heads_first=True),
 )
+GEMMA3_MULTIMODAL = GEMMA3.within("gemma3", "Gemma3ForConditionalGeneration")

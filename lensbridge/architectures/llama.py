@@ -1,13 +1,35 @@
 """Llama (Touvron et al. 2023) and the families whose blocks are Llama's.
 
 - sequential blocks, RMSNorm before each branch and at the end; rotary positions; grouped queries; gated MLP
+- the same under other names: Code World Model (2025) and Ministral (2024) with local and global attention in turn, Emu3
+  (Wang et al. 2024), Seed-OSS (2025)
+- ERNIE 4.5 (2025), Helium (Kyutai 2025): rotation pairs neighbouring dimensions
+- Ministral 3 (2025): rotated queries grow with their position
+- SmolLM3 (2025): no rotation in every fourth layer
+- GOT-OCR 2 (Wei et al. 2024), MOSS-Transcribe-Diarize: a Qwen below a model that also sees or hears
 """
 
 from .record import Architecture
 
-LLAMA = Architecture(model_type="llama", hf_class="LlamaForCausalLM", constants={"final_rms": True})
+LLAMA = Architecture(
+    model_type="llama", hf_class="LlamaForCausalLM", also=("internlm3", "iquestcoder"), constants={"final_rms": True}
+)
 MISTRAL = Architecture(model_type="mistral", hf_class="MistralForCausalLM")
 #: Biases on queries, keys and values.
 QWEN2 = Architecture(model_type="qwen2", hf_class="Qwen2ForCausalLM", constants={"final_rms": True})
 #: A norm of each head's queries and keys.
 QWEN3 = Architecture(model_type="qwen3", hf_class="Qwen3ForCausalLM", constants={"final_rms": True})
+CWM = Architecture(model_type="cwm", hf_class="CwmForCausalLM")
+EMU3 = Architecture(model_type="emu3", hf_class="Emu3ForCausalLM")
+MINISTRAL = Architecture(model_type="ministral", hf_class="MinistralForCausalLM")
+MINISTRAL3 = Architecture(model_type="ministral3", hf_class="Ministral3ForCausalLM")
+SEED_OSS = Architecture(model_type="seed_oss", hf_class="SeedOssForCausalLM")
+ERNIE4_5 = Architecture(
+    model_type="ernie4_5", hf_class="Ernie4_5ForCausalLM", constants={"rotary_adjacent_pairs": True}
+)
+HELIUM = Architecture(model_type="helium", hf_class="HeliumForCausalLM", constants={"rotary_adjacent_pairs": True})
+SMOLLM3 = Architecture(
+    model_type="smollm3", hf_class="SmolLM3ForCausalLM", by_layer={"no_rope_layers": {0: {"rotary": False}}}
+)
+GOT_OCR2 = QWEN2.within("got_ocr2", "GotOcr2ForConditionalGeneration")
+MOSS_TRANSCRIBE_DIARIZE = QWEN3.within("moss_transcribe_diarize", "MossTranscribeDiarizeForConditionalGeneration")

@@ -61,6 +61,8 @@ class Block:
     #: Whether ``mlp_in`` holds both, the one that goes through the activation function first.
     gate_up: bool = False
     mlp_out: str | None = "mlp.down_proj"
+    #: The activation function, where it has weights of its own.
+    act: str | None = None
     #: A mixture of experts in the place of ``gate``, ``mlp_in`` and ``mlp_out``, and what chooses among them.
     experts: str | None = None
     router: str | None = None
@@ -190,6 +192,7 @@ def refusal_of(refusals: Mapping[str, str], point: str) -> str | None:
 #: What the presence of a module below a layer changes, in families whose modules go by Llama's names.
 LLAMA_KINDS: Mapping[str, Mapping[str, Any]] = {
     "self_attn.q_norm": {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"},
+    "self_attn.q_layernorm": {"q_norm": "self_attn.q_layernorm", "k_norm": "self_attn.k_layernorm"},
     "mlp.experts": mixture(),
     "mlp.router": {"router": "mlp.router"},
 }
@@ -221,6 +224,8 @@ class Architecture:
     #: What a layer is made of, and what it changes that a module (by its path below the layer) is there.
     block: Block = Block()
     kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: HF config attribute that lists something for each layer -> entry of the list -> what it changes in a layer.
+    by_layer: Mapping[str, Mapping[Any, Mapping[str, Any]]] = field(default_factory=dict)
     #: What the model does with what its head returns before these are logits: a factor, or a cap (no linear map).
     after_unembed: Literal["factor", "cap"] | None = None
     #: The formula of the norms that are no torch.nn.LayerNorm.
@@ -233,7 +238,7 @@ class Architecture:
     config: Mapping[str, str] = field(default_factory=dict)
     #: TransformerLens config field -> value that all models of the family share.
     constants: Mapping[str, Any] = field(default_factory=dict)
-    #: HF config attribute that is true -> changes to ``block`` it brings.
+    #: HF config attribute that is true -> changes it brings, to ``block`` or to fields of the record.
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     #: HF config attribute -> why a model that sets it is refused.
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -248,6 +253,7 @@ class Architecture:
         Raises:
             UnsupportedModelError: if the config sets an attribute that the record refuses.
         """
+        hf_config = hf_config.get_text_config(decoder=True)
         for attribute, reason in self.refused.items():
             if getattr(hf_config, attribute, False):
                 raise UnsupportedModelError(f"{self.model_type} with {attribute}=True is not supported: {reason}")
@@ -255,7 +261,8 @@ class Architecture:
         for attribute, change in self.variants.items():
             if getattr(hf_config, attribute, False):
                 changes |= change
-        chosen = replace(self, block=replace(self.block, **changes)) if changes else self
+        own = {name: changes.pop(name) for name in [*changes] if name in self.__dataclass_fields__}
+        chosen = replace(self, **own, block=replace(self.block, **changes)) if own or changes else self
         # Where the cap is an option, it is off if the config has no value for it.
         cap = self.config.get("output_logits_soft_cap")
         uncapped = self.after_unembed == "cap" and cap is not None and not getattr(hf_config, cap)
@@ -270,10 +277,19 @@ class Architecture:
         chosen, layers = self.for_config(hf_model.config), hf_model.get_submodule(self.layers)
         if len(chosen.blocks) == len(layers):
             return chosen
-        return replace(chosen, blocks=tuple(map(chosen.block_of, layers)))
+        text_config = hf_model.config.get_text_config(decoder=True)
+        of_layer = (replace(chosen.block_of(layer), **chosen._listed(text_config, i)) for i, layer in enumerate(layers))
+        return replace(chosen, blocks=tuple(of_layer))
+
+    def _listed(self, hf_config: Any, layer: int) -> dict[str, Any]:
+        """What the config's lists change in a layer."""
+        changes: dict[str, Any] = {}
+        for attribute, of_entry in self.by_layer.items():
+            changes |= of_entry.get(getattr(hf_config, attribute)[layer], {})
+        return changes
 
     def block_of(self, layer: Any) -> Block:
-        """What one layer is made of."""
+        """What a layer is made of, by its modules."""
         return self.block_with({path for path, _ in layer.named_modules()})
 
     def block_with(self, there: Collection[str]) -> Block:
@@ -288,6 +304,12 @@ class Architecture:
         """Why the model has no such point (by its name in the table), if that is a matter of its record."""
         reason = refusal_of(self.refusals, point)
         return self.blocks[layer].why_refused(point) if reason is None and layer is not None else reason
+
+    def within(self, model_type: str, hf_class: str, path: str = "model.language_model") -> Architecture:
+        """The record of a model of several modalities, which has a model of this family at ``path`` and a head."""
+        moved = {name: getattr(self, name) for name in ("embed", "layers", "ln_final", "embed_norm", "embed_factor")}
+        paths = {name: value.replace("model.", f"{path}.", 1) for name, value in moved.items() if value is not None}
+        return replace(self, model_type=model_type, hf_class=hf_class, **paths)
 
     @property
     def behind_layers(self) -> str:
