@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from . import loading
 from .activation_cache import ActivationCache
+from .architectures import Architecture
 from .assembly import assembled, tokenizer_for
 from .cache import TransformerLensKeyValueCache
 from .config import HookedTransformerConfig
@@ -163,6 +164,7 @@ class HookedTransformer(
         dtype: torch.dtype | str = "float32",
         first_n_layers: int | None = None,
         n_ctx: int | None = None,
+        architecture: Architecture | None = None,
         **from_pretrained_kwargs: Any,
     ) -> Any:
         """Load a model and show it as TransformerLens' defaults process it.
@@ -183,6 +185,8 @@ class HookedTransformer(
             dtype: a torch dtype or "float32", "fp32", "float16", "fp16", "bfloat16", "bf16".
             first_n_layers: use the first layers only.
             n_ctx: a shorter context than the model's.
+            architecture: a record of one's own that describes the model, in the place of its family's; a model whose
+                family has none is measured otherwise (`measuring`).
             from_pretrained_kwargs: for HuggingFace's ``from_pretrained`` (``revision``, ``cache_dir``, ``device_map``,
                 ``attn_implementation``, ...). Attention is eager by default; with another implementation, runs that
                 touch scores or pattern switch to eager for themselves.
@@ -213,6 +217,7 @@ class HookedTransformer(
             checkpoint_index=checkpoint_index,
             checkpoint_value=checkpoint_value if checkpoint_label is None else checkpoint_label,
             kwargs=from_pretrained_kwargs,
+            architecture=architecture,
         )
         loaded = loading.load(wish)
         found = loading.find_tokenizer(tokenizer, loaded.cfg, from_pretrained_kwargs)

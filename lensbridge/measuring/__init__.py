@@ -12,4 +12,5 @@ nnsight is used.
 from .fallback import given_record as given_record
 from .fallback import measured as measured
 from .fallback import measured_record as measured_record
+from .fallback import refuse_unmeasurable as refuse_unmeasurable
 from .source import write_record as write_record

@@ -206,6 +206,8 @@ class AttentionReader:
         sources = {letter: self.projections.source(given[letter], sizes[letter]) for letter in LETTERS}
         self._projections(sources)
         self.met = self._meeting(arguments, sources)
+        if arguments is not None and self._pairs_neighbours(arguments["query"], sources["query"]):
+            found.values["rotary_adjacent_pairs"] = True
         rotary = any(self._rotated(given[letter], sources[letter]) for letter in ("query", "key"))
         found.fields["rotary"] = rotary and arguments is not None
         if arguments is None and (rotary or (found.fields.get("q", "") is None and "qkv" not in found.fields)):
@@ -232,6 +234,19 @@ class AttentionReader:
                 return None
             found.append(x)
         return found[0], found[1]
+
+    def _pairs_neighbours(self, rotated: Value, source: Source | str) -> bool:
+        """Whether a rotation turns neighbouring dimensions into each other."""
+        if not isinstance(source, Source) or source.whole:
+            return False
+        before, after = self.flow.tensor(source.value), self.flow.tensor(rotated)
+        if before.shape != after.shape:
+            before = before.transpose(1, 2) if before.dim() == 4 else before
+        if before.shape != after.shape or after.shape[-1] % 2:
+            return False
+        lengths = [x.double().unflatten(-1, (-1, 2)).norm(dim=-1) for x in (before, after)]
+        factor = lengths[1].norm() / lengths[0].norm()
+        return torch.allclose(lengths[1], factor * lengths[0], rtol=1e-3, atol=1e-4)
 
     def _rotated(self, value: Value, source: Source | str) -> bool:
         """Whether queries or keys are changed by where they are, after they were projected."""

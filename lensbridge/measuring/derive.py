@@ -46,7 +46,7 @@ def derive(facts: Facts, hf_config: Any) -> Architecture:
     formula, misfits = _formula(facts)
     blocks = [
         _block(layer, {path.removeprefix(f"{facts.whole.fields['layers']}.{index}."): why for path, why in misfits.items()})
-        for index, layer in enumerate(_alike(facts.layers))
+        for index, layer in enumerate(facts.layers)
     ]
     config, constants = _naming(facts, hf_config)
     record = Architecture(
@@ -57,7 +57,17 @@ def derive(facts: Facts, hf_config: Any) -> Architecture:
         constants=constants,
         refusals=facts.whole.reasons,
     )
-    return with_blocks(record, blocks, facts.modules)
+    lists = {name: value for name, value in vars(hf_config.get_text_config(decoder=True)).items() if _lists(value, blocks)}
+    return with_blocks(record, blocks, facts.modules, lists)
+
+
+def _lists(value: Any, blocks: list[Block]) -> bool:
+    """Whether an entry of a config says something of each layer."""
+    return isinstance(value, list | tuple) and len(value) == len(blocks) and all(map(_simple, value))
+
+
+def _simple(entry: Any) -> bool:
+    return isinstance(entry, str | int | float | bool)
 
 
 def _changed(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,20 +113,6 @@ def _used(facts: Facts) -> set[str]:
 # --- layers -------------------------------------------------------------------------------------------------------------
 
 
-def _alike(layers: list[Findings]) -> list[Findings]:
-    """The layers, with rotated queries in all that have attention if they are in one.
-
-    Where they are not rotated, they are called with as they are, which is what the points show.
-    """
-    rotary = any(layer.fields.get("rotary") for layer in layers)
-    changed = []
-    for layer in layers:
-        callable_ = layer.fields.get("attn") is not None and "query_argument" in layer.fields
-        fields = layer.fields | ({"rotary": True} if rotary and callable_ else {})
-        changed.append(replace(layer, fields=fields))
-    return changed
-
-
 def _block(layer: Findings, misfits: Mapping[str, str]) -> Block:
     """What one layer is made of, in a record's words: what is of no use there is left as it is by default."""
     values, reasons = dict(layer.fields), dict(layer.reasons)
@@ -136,21 +132,51 @@ def _block(layer: Findings, misfits: Mapping[str, str]) -> Block:
     return replace(block, refusals=there) if there else block
 
 
-def with_blocks(record: Architecture, blocks: list[Block], modules: list[frozenset[str]]) -> Architecture:
+def with_blocks(
+    record: Architecture, blocks: list[Block], modules: list[frozenset[str]], lists: Mapping[str, Any]
+) -> Architecture:
     """The record with a block, and kinds of layers, that give these blocks to layers with these modules.
 
-    Where no module tells layers apart, the record holds the blocks of this very model.
+    Where no module tells layers apart, one of the config's ``lists`` may; or else the record holds the blocks of this
+    very model.
     """
-    distinct = list({repr(block): block for block in blocks}.values())
-    often = sorted(distinct, key=lambda block: -blocks.count(block))
+    often = sorted({repr(block): block for block in blocks}.values(), key=lambda block: -blocks.count(block))
+    unsaid = _unsaid(blocks, modules)
     for base in often:
-        kinds = _kinds(base, blocks, modules)
+        plain = [replace(block, **{name: getattr(base, name) for name in unsaid}) for block in blocks]
+        kinds = _kinds(base, plain, modules)
         if kinds is None:
             continue
         found = replace(record, block=base, kinds=kinds, blocks=())
-        if all(found.block_with(there) == block for there, block in zip(modules, blocks, strict=True)):
-            return replace(found, blocks=tuple(blocks))
+        if any(found.block_with(there) != block for there, block in zip(modules, plain, strict=True)):
+            continue
+        by_layer = _by_layer(plain, blocks, lists)
+        if by_layer is not None:
+            return replace(found, by_layer=by_layer, blocks=tuple(blocks))
     return replace(record, block=often[0], blocks=tuple(blocks))
+
+
+def _unsaid(blocks: list[Block], modules: list[frozenset[str]]) -> list[str]:
+    """The fields in which layers with the same modules differ."""
+    found: dict[str, None] = {}
+    for block, there in zip(blocks, modules, strict=True):
+        for other, its in zip(blocks, modules, strict=True):
+            if there == its:
+                found |= dict.fromkeys(_difference(block, other))
+    return list(found)
+
+
+def _by_layer(plain: list[Block], blocks: list[Block], lists: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A list of the config's that tells what changes the plain blocks into the others; None if there is none."""
+    changes = [_difference(one, other) for one, other in zip(plain, blocks, strict=True)]
+    if not any(changes):
+        return {}
+    for name, entries in lists.items():
+        by_entry: dict[Any, dict[str, Any]] = {}
+        agree = [by_entry.setdefault(entry, change) == change for entry, change in zip(entries, changes, strict=True)]
+        if all(agree):
+            return {name: {entry: change for entry, change in by_entry.items() if change}}
+    return None
 
 
 def _kinds(base: Block, blocks: list[Block], modules: list[frozenset[str]]) -> dict[str, dict[str, Any]] | None:

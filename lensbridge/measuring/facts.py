@@ -104,7 +104,7 @@ def _values(trace: Trace, readers: list[LayerReader], layers: list[Findings]) ->
     if activation is not None:
         found["act_fn"] = _function(activation, trace.recording.model)
     for layer in layers:
-        for name in ("n_heads", "d_head", "attn_scores_soft_cap"):
+        for name in ("n_heads", "d_head", "attn_scores_soft_cap", "rotary_adjacent_pairs"):
             if name in layer.values:
                 found.setdefault(name, layer.values[name])
     scorings = [(index, *layer.values["scoring"]) for index, layer in enumerate(layers) if "scoring" in layer.values]

@@ -40,10 +40,27 @@ def measured_record(hf_model: Any) -> Architecture:
     record = _KNOWN.get(path) or store.read(path)
     if record is None or not fits(record, hf_model):
         record = measured(hf_model)
-        store.write(path, record)
-    _KNOWN[path] = record
+        if _is_general(record):
+            store.write(path, record)
+    if _is_general(record):
+        _KNOWN[path] = record
     _tell(record)
     return record.for_model(hf_model)
+
+
+def refuse_unmeasurable(config: Any) -> None:
+    """Refuse a config without a record before its weights are read, if no record of a tiny copy can be measured.
+
+    Raises:
+        UnsupportedModelError: see `measured_record`.
+    """
+    try:
+        copy = tiny_model(tiny_config(config))
+    except Exception as error:
+        # What cannot be built small may do in its own size.
+        logging.info("no tiny copy of %s: %s", config.model_type, error)
+        return
+    measured_record(copy)
 
 
 def measured(hf_model: Any) -> Architecture:
@@ -55,12 +72,12 @@ def measured(hf_model: Any) -> Architecture:
     if not can_run(hf_model):
         copy = _copy(hf_model)
         record = None if copy is None else _measured_on(copy)
-        if record is not None and _carries_over(record, copy):
+        if record is not None and _is_general(record):
             return record
         if any(parameter.device.type == "meta" for parameter in hf_model.parameters()):
             raise UnsupportedModelError(
                 f"{type(hf_model).__name__} has no record, and one can only be measured on a model whose weights are "
-                "loaded, because no tiny copy of it can be made"
+                "loaded, because what a tiny copy shows would not do for it"
             )
     return _measured_on(hf_model)
 
@@ -69,7 +86,9 @@ def _measured_on(hf_model: Any) -> Architecture:
     record = derive(measure(hf_model), hf_model.config)
     # In half precision, identities hold too roughly to tell what is wrong.
     exact = all(parameter.dtype in (torch.float32, torch.float64) for parameter in hf_model.parameters())
-    return checked(hf_model, record) if exact else record
+    record = checked(hf_model, record) if exact else record
+    general = replace(record, blocks=())
+    return general if general.for_model(hf_model).blocks == record.blocks else record
 
 
 def can_run(hf_model: Any) -> bool:
@@ -93,10 +112,9 @@ def _copy(hf_model: Any) -> Any:
     return copy
 
 
-def _carries_over(record: Architecture, copy: Any) -> bool:
-    """Whether a record of a tiny copy is one of models of any size."""
-    by_modules = replace(record, blocks=()).for_model(copy).blocks == record.blocks
-    return by_modules and not SIZES & set(record.constants)
+def _is_general(record: Architecture) -> bool:
+    """Whether a record is one of models of any size: it does not hold one model's layers or numbers."""
+    return not record.blocks and not SIZES & set(record.constants)
 
 
 def fits(record: Architecture, hf_model: Any) -> bool:

@@ -86,9 +86,20 @@ class MlpReader:
         else:
             paths = ", ".join(dict.fromkeys(self.relative(group.path) for group in groups)) or "no projection"
             self._no_neurons(f"its neurons are made of {paths} in an unknown way")
-        if "mlp_in" in fields and fields["mlp_in"] is not None:
+        if fields["mlp_in"] is not None:
             fields["mlp_out"] = self.relative(out.path)
+            self._learned_function(post)
         return [out.path, *(call.path for call in behind)]
+
+    def _learned_function(self, post: Value) -> None:
+        """An activation function that has weights."""
+        ancestors = self.flow.ancestors(post, since=self.layer.start)
+        for call in self.calls:
+            module = self.trace.recording.module(call.path)
+            alone = call.output in ancestors and call.path not in self.trace.norms and not list(module.children())
+            if alone and list(module.parameters()) and not affine_calls(self.trace, [call]):
+                self.found.fields["act"] = self.relative(call.path)
+                return
 
     def _direct(self, post: Value, affine: list[Call]) -> list[Call]:
         """The projections that the neurons are made of, without those that only these read."""

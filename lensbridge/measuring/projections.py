@@ -23,6 +23,8 @@ class Source:
 
     call: Call
     columns: Tensor
+    #: The heads themselves.
+    value: Value
     norms: tuple[Call, ...]
     scaled: bool
     bounded: bool
@@ -106,7 +108,7 @@ class Projections:
         columns = self._heads(held[best], used, size)
         assert columns is not None
         last = held[best]
-        return Source(call, columns, last.norms, last.scaled, last.bounded, value in held)
+        return Source(call, columns, best, last.norms, last.scaled, last.bounded, value in held)
 
     def _used(self, inside: list[Value], held: dict[Value, Held], ancestors: set[Value], value: Value) -> Tensor:
         """The columns that what follows reads."""

@@ -42,7 +42,8 @@ def _lean(record: Architecture) -> Architecture:
     plain = replace(record, block=_without(record.block), blocks=tuple(map(_without, record.blocks)))
     kinds = {path: _lean_change(record.block, change) for path, change in record.kinds.items()}
     plain = replace(plain, kinds=kinds)
-    return plain if len(set(map(repr, record.blocks))) > 1 and not kinds else replace(plain, blocks=())
+    told = kinds or plain.by_layer or len(set(map(repr, record.blocks))) == 1
+    return replace(plain, blocks=()) if told else plain
 
 
 def _without(block: Block) -> Block:
@@ -76,7 +77,7 @@ def _source(value: Any, indent: int, start: int) -> str:
         items = [(f"{name}=", each) for name, each in said(value).items()]
         return _wrapped(f"{type(value).__name__}(", items, ")", indent, start)
     if isinstance(value, Mapping):
-        return _wrapped("{", [(f"{_quoted(key)}: ", each) for key, each in value.items()], "}", indent, start)
+        return _wrapped("{", [(f"{_source(key, 0, 0)}: ", each) for key, each in value.items()], "}", indent, start)
     if isinstance(value, tuple | list):
         return _wrapped("(", [("", each) for each in value], ",)" if len(value) == 1 else ")", indent, start)
     return _quoted(value) if isinstance(value, str) else repr(value)

@@ -98,7 +98,7 @@ def to_json(part: Any) -> Any:
     if is_dataclass(part) and not isinstance(part, type):
         return {"is": type(part).__name__} | {name: to_json(value) for name, value in said(part).items()}
     if isinstance(part, Mapping):
-        return {"map": {key: to_json(value) for key, value in part.items()}}
+        return {"map": [[key, to_json(value)] for key, value in part.items()]}
     if isinstance(part, tuple | list):
         return [to_json(each) for each in part]
     return part
@@ -115,7 +115,7 @@ def from_json(data: Any) -> Any:
     if not isinstance(data, dict):
         return data
     if "map" in data:
-        return {key: from_json(value) for key, value in data["map"].items()}
+        return {key: from_json(value) for key, value in data["map"]}
     return PARTS[data["is"]](**{name: from_json(value) for name, value in data.items() if name != "is"})
 
 
