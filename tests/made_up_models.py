@@ -1,4 +1,4 @@
-"""Which models has nobody described? Classes of a user's own, built in ways of their own, for the tests of measuring."""
+"""Which models has nobody described? A user's own class, built in its own way, for the tests of measuring."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ class Squash(nn.Module):
         self.strange = strange
 
     def forward(self, x: Tensor) -> Tensor:
-        size = x.abs().mean(-1, keepdim=True) if self.strange else x.pow(2).mean(-1, keepdim=True).add(self.epsilon).sqrt()
+        size = (
+            x.abs().mean(-1, keepdim=True) if self.strange else x.pow(2).mean(-1, keepdim=True).add(self.epsilon).sqrt()
+        )
         return x / size * (1 + self.weight)
 
 
@@ -74,7 +76,9 @@ class Look(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         k, q, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.kqv(x).chunk(3, dim=-1))
-        angles = torch.arange(x.shape[1], device=x.device)[:, None] / (2.0 ** torch.arange(q.shape[-1] // 2, device=x.device))
+        angles = torch.arange(x.shape[1], device=x.device)[:, None] / (
+            2.0 ** torch.arange(q.shape[-1] // 2, device=x.device)
+        )
         q, k = turned(q, angles), turned(k, angles)
         z = self.attend(q, k, v, mask)
         return self.merge(z.transpose(1, 2).flatten(-2))

@@ -156,7 +156,7 @@ class AttentionReader:
                 break
 
     def _arguments(self) -> dict[str, Value] | None:
-        """Query, key and value as the call inside the forward gets them; None if they are not its arguments in a row."""
+        """Query, key and value as the call inside the forward gets them; None if it does not, in a row."""
         if len(self.callers) < 2 or self.outer is None:
             return None
         caller, flow = self.callers[-2], self.flow
@@ -211,7 +211,9 @@ class AttentionReader:
         rotary = any(self._rotated(given[letter], sources[letter]) for letter in ("query", "key"))
         found.fields["rotary"] = rotary and arguments is not None
         if arguments is None and (rotary or (found.fields.get("q", "") is None and "qkv" not in found.fields)):
-            found.refuse("queries and keys are not arguments of a call inside attention once they are rotated", *ROTATED)
+            found.refuse(
+                "queries and keys are not arguments of a call inside attention once they are rotated", *ROTATED
+            )
         if arguments is None and found.fields.get("v", "") is None and "qkv" not in found.fields:
             found.refuse("values are no plain projection, and no argument of a call inside attention", *VALUES)
         self._head_norms(sources, given)
@@ -373,7 +375,9 @@ class AttentionReader:
         """What stands between the heads and their projection hides them; the call inside attention returns them."""
         found, fields = self.found, self.found.fields
         if fields["softmax"].call is None:
-            reason = "something stands between the heads and their projection, and no call inside attention returns them"
+            reason = (
+                "something stands between the heads and their projection, and no call inside attention returns them"
+            )
             found.refuse(reason, *Z, *RESULT)
             return
         fields["z_from_call"] = True

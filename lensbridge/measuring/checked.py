@@ -10,46 +10,52 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+
+import torch
 
 from .. import loading
 from ..architectures.record import Architecture
-from ..checking.outcome import Outcome
+from ..checking.identities import Identity, identities_of
+from ..checking.outcome import TOLERANCE, relative_difference
 from ..checking.report import check_model
+from ..checking.shapes import shape_problems
+from ..checking.subject import Look, Subject
 from ..errors import UnsupportedModelError
 from ..model import HookedTransformer
-from ..points import BY_NAME, template
-from .facts import some_tokens
+from ..points import layer_of, template
+from .findings import NEURONS, QUERIES, VALUES
 
-GROUPS = ("points", "identities", "HuggingFace's values", "exactness")
-#: How often points are left out and the others looked at again: leaving out one can only take others with it.
+#: Checks that are not about single points.
+WHOLE = ("HuggingFace's values", "exactness")
+#: How often points are left out and the others looked at again: one that cannot be read keeps others from being seen.
 ROUNDS = 4
+#: Points whose equation names what a norm returns.
+READERS = frozenset((*QUERIES, *VALUES, *NEURONS))
 
 
-def checked(hf_model: Any, record: Architecture) -> Architecture:
+def checked(hf_model: torch.nn.Module, record: Architecture) -> Architecture:
     """The record, with what does not hold on this model refused.
 
     Raises:
         UnsupportedModelError: if something that is about no single point does not hold.
     """
-    failures: list[Outcome] = []
     with _quiet():
         for _ in range(ROUNDS):
             model = hooked_with(hf_model, record)
-            failures = [each for each in check_model(model, groups=GROUPS).failures if not _only_unlooked_at(each)]
-            refused = _refused(model, failures)
+            refused = dict(_contradicted(Subject(model)))
             if not refused:
                 break
             record = replace(record, refusals={**record.refusals, **refused})
-    if failures:
-        reasons = "; ".join(f"{each.check}: {each.detail}" for each in failures)
+        failures = check_model(model, groups=WHOLE).failures
+    reasons = [f"{each.check}: {each.detail}" for each in failures if "KeyError: 'blocks." not in each.detail]
+    if reasons:
         raise UnsupportedModelError(
-            f"{record.hf_class} has no record, and the one that was measured does not hold: {reasons}"
+            f"{record.hf_class} has no record, and the one that was measured does not hold: {'; '.join(reasons)}"
         )
     return record
 
 
-def hooked_with(hf_model: Any, record: Architecture) -> HookedTransformer:
+def hooked_with(hf_model: torch.nn.Module, record: Architecture) -> HookedTransformer:
     """The model as a `HookedTransformer` with this record, without processing and tokenizer."""
     architecture = record.for_model(hf_model)
     cfg = loading.read_config(hf_model, architecture, loading.Wish(record.hf_class), record.hf_class)
@@ -57,31 +63,52 @@ def hooked_with(hf_model: Any, record: Architecture) -> HookedTransformer:
         return HookedTransformer(cfg, None, move_to_device=False)
 
 
-def _only_unlooked_at(failure: Outcome) -> bool:
-    """Whether a check says no more than that no identity is about a point."""
-    return failure.detail.endswith("is in no identity") and "!=" not in failure.detail
+def _contradicted(subject: Subject) -> Iterator[tuple[str, str]]:
+    """(point by its name in the table, what was seen) of what is not as its equation says, or not to be had."""
+    for flags in subject.flags():
+        with subject.turned_on(flags):
+            try:
+                look = subject.look()
+            except Exception:
+                # One point that cannot be served breaks the run that all are looked at in.
+                yield from _unreadable(subject)
+                continue
+            for name in subject.names:
+                problems = shape_problems(subject, name, look[name]) if name in look else ["it does not fire"]
+                if problems:
+                    yield template(name), f"{name} {', '.join(problems)}"
+            for identity in identities_of(subject):
+                problem = _problem(subject, identity, look)
+                if problem is not None:
+                    yield template(identity.point), problem
 
 
-def _refused(model: HookedTransformer, failures: list[Outcome]) -> dict[str, str]:
-    """Point -> what was seen of it."""
-    found = {
-        each.check: f"it was measured, but does not hold: {each.detail}" for each in failures if each.check in BY_NAME
-    }
-    if any(each.check not in BY_NAME for each in failures):
-        # A point that cannot be served breaks the run that all are looked at in.
-        found |= {point: f"it cannot be read: {error}" for point, error in _unreadable(model)}
-    return found
+def _problem(subject: Subject, identity: Identity, look: Look) -> str | None:
+    """How a value contradicts its equation; None if it does not, or if the equation speaks of points there are not."""
+    layer = layer_of(identity.point)
+    if layer is not None and subject.block(layer).gated_norms and template(identity.point) in READERS:
+        # What they read is not the norm's output.
+        return None
+    try:
+        with torch.no_grad():
+            difference = relative_difference(*identity.sides(look, look[identity.point]))
+    except (KeyError, LookupError):
+        return None
+    except (RuntimeError, ValueError) as error:
+        return f"{identity.point} cannot be compared with {identity.equation}: {error}"
+    if difference <= TOLERANCE:
+        return None
+    return f"{identity.point} was measured, but is not {identity.equation} (relative difference {difference:.1e})"
 
 
-def _unreadable(model: HookedTransformer) -> Iterator[tuple[str, str]]:
+def _unreadable(subject: Subject) -> Iterator[tuple[str, str]]:
     """(point, error) of each kind of point that a run with only it fails at."""
-    tokens = some_tokens(model.hf_model)
-    for point in dict.fromkeys(map(template, model.hook_dict)):
+    for point in dict.fromkeys(map(template, subject.names)):
         try:
-            model.run_with_cache(tokens, names_filter=lambda name, point=point: template(name) == point)
+            subject.model.run_with_cache(subject.tokens, names_filter=lambda name, point=point: template(name) == point)
         except Exception as error:
             # Whatever it is, the user is told.
-            yield point, f"{type(error).__name__}: {error}"
+            yield point, f"it cannot be read: {type(error).__name__}: {error}"
 
 
 @contextmanager

@@ -44,10 +44,7 @@ def derive(facts: Facts, hf_config: Any) -> Architecture:
         hf_config: of that model; it tells what fields of TransformerLens' config are called there.
     """
     formula, misfits = _formula(facts)
-    blocks = [
-        _block(layer, {path.removeprefix(f"{facts.whole.fields['layers']}.{index}."): why for path, why in misfits.items()})
-        for index, layer in enumerate(facts.layers)
-    ]
+    blocks = [_block(layer, misfits, f"{facts.whole.fields['layers']}.{i}.") for i, layer in enumerate(facts.layers)]
     config, constants = _naming(facts, hf_config)
     record = Architecture(
         model_type=facts.model_type,
@@ -57,7 +54,9 @@ def derive(facts: Facts, hf_config: Any) -> Architecture:
         constants=constants,
         refusals=facts.whole.reasons,
     )
-    lists = {name: value for name, value in vars(hf_config.get_text_config(decoder=True)).items() if _lists(value, blocks)}
+    lists = {
+        name: value for name, value in vars(hf_config.get_text_config(decoder=True)).items() if _lists(value, blocks)
+    }
     return with_blocks(record, blocks, facts.modules, lists)
 
 
@@ -76,7 +75,7 @@ def _changed(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value != defaults[name]}
 
 
-# --- norms --------------------------------------------------------------------------------------------------------------
+# --- norms ------------------------------------------------------------------------------------------------------------
 
 
 def _formula(facts: Facts) -> tuple[dict[str, Any], dict[str, str]]:
@@ -110,15 +109,15 @@ def _used(facts: Facts) -> set[str]:
     return {path for path in paths if path is not None}
 
 
-# --- layers -------------------------------------------------------------------------------------------------------------
+# --- layers -----------------------------------------------------------------------------------------------------------
 
 
-def _block(layer: Findings, misfits: Mapping[str, str]) -> Block:
-    """What one layer is made of, in a record's words: what is of no use there is left as it is by default."""
+def _block(layer: Findings, misfits: Mapping[str, str], prefix: str) -> Block:
+    """What the layer whose paths begin so is made of: what is of no use there is left as it is by default."""
     values, reasons = dict(layer.fields), dict(layer.reasons)
     for role, points in NORMS.items():
-        if values.get(role) in misfits:
-            reasons |= dict.fromkeys(points, misfits[values[role]])
+        if values.get(role) is not None and prefix + values[role] in misfits:
+            reasons |= dict.fromkeys(points, misfits[prefix + values[role]])
             values[role] = None
     if values["attn"] is None:
         for role in ("softmax", "rotary", "query_argument"):
@@ -128,8 +127,7 @@ def _block(layer: Findings, misfits: Mapping[str, str]) -> Block:
     if not values.get("rotary") and not ("v" in values and values["v"] is None):
         values.pop("query_argument", None)
     block = Block(**_changed(Block, values))
-    there = {point: why for point, why in reasons.items()}
-    return replace(block, refusals=there) if there else block
+    return replace(block, refusals=reasons) if reasons else block
 
 
 def with_blocks(
@@ -209,11 +207,11 @@ def _difference(base: Block, block: Block) -> dict[str, Any]:
     return {name: getattr(block, name) for name in names if getattr(block, name) != getattr(base, name)}
 
 
-# --- what the config calls things -----------------------------------------------------------------------------------------
+# --- what the config calls things -------------------------------------------------------------------------------------
 
 
 def _naming(facts: Facts, hf_config: Any) -> tuple[dict[str, str], dict[str, Any]]:
-    """(field of TransformerLens' config -> attribute of HF's, field -> value) where the usual names do not lead there."""
+    """(field of TransformerLens' config -> attribute of HF's, field -> value), where usual names do not lead there."""
     config: dict[str, str] = {}
     constants: dict[str, Any] = {}
     text = hf_config.get_text_config(decoder=True)

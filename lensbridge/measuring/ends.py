@@ -50,7 +50,9 @@ def read_start(trace: Trace, first: Call) -> Findings:
 def _is_table(trace: Trace, call: Call) -> bool:
     """Whether a module looks its output up in a weight of its own."""
     weight = getattr(trace.recording.module(call.path), "weight", None)
-    return isinstance(weight, Tensor) and any(op.name == "embedding" for op in trace.recording.ops[call.start : call.end])
+    return isinstance(weight, Tensor) and any(
+        op.name == "embedding" for op in trace.recording.ops[call.start : call.end]
+    )
 
 
 def _looked_up_by_tokens(trace: Trace, call: Call) -> bool:
@@ -111,15 +113,15 @@ def _positions(trace: Trace, terms: list[Term], found: Findings) -> None:
         lookups = [op for op in trace.recording.ops[call.start : call.end] if op.name == "embedding"]
         rows = trace.flow.tensor(lookups[-1].inputs[1]).flatten() if lookups else None
         length = trace.flow.shape(trace.recording.tokens)[1]
-        first = None if rows is None else int(rows[0])
-        if rows is not None and first is not None and torch.equal(rows[:length].cpu(), torch.arange(first, first + length)):
-            found.fields["pos_embed"] = term.module
-            if first:
-                found.fields["pos_offset"] = first
+        first = -1 if rows is None else int(rows[0])
+        if rows is not None and torch.equal(rows[:length].cpu(), torch.arange(first, first + length)):
+            found.fields |= {"pos_embed": term.module, "pos_offset": first}
             return
     if terms:
         names = ", ".join(term.module or "" for term in terms)
-        found.refuse(f"{names} is added to the embedding, but is no table with a row for each position", "hook_pos_embed")
+        found.refuse(
+            f"{names} is added to the embedding, but is no table with a row for each position", "hook_pos_embed"
+        )
 
 
 def read_end(trace: Trace, last: Call) -> Findings:
@@ -131,9 +133,8 @@ def read_end(trace: Trace, last: Call) -> Findings:
     found = Findings()
     if trace.recording.logits < 0:
         raise NoStream("its forward pass returns no logits")
-    heads = {
-        trace.flow.root(call.output): call for call in affine_calls(trace, trace.recording.calls) if call.start >= last.end
-    }
+    after = [call for call in affine_calls(trace, trace.recording.calls) if call.start >= last.end]
+    heads = {trace.flow.root(call.output): call for call in after if call.output is not None}
     head, steps = _head(trace, heads)
     found.fields["unembed"] = head.path
     if steps:
@@ -206,5 +207,5 @@ def _back(trace: Trace, value: Value) -> Iterator[tuple[Value, Any]]:
             yield value, None
             return
         inverse = op.name.startswith("div") and isinstance(factor, (int, float))
-        yield value, 1 / factor if inverse else factor
+        yield value, 1 / factor if inverse and factor else factor
         value = source

@@ -18,7 +18,7 @@ from .scores import cap_among, settings
 from .stream import Trace, find_layers
 
 BATCH = 2
-#: How many tokens are run, unless a size of the model is the same: primes, so that no two axes are taken for each other.
+#: How many tokens are run, unless a size of the model is the same: no two axes are to be taken for each other.
 LENGTHS = (13, 11, 17, 7, 19)
 
 
@@ -94,7 +94,7 @@ def some_tokens(hf_model: Any) -> Tensor:
     return chosen[order].view(BATCH, length).to(next(hf_model.parameters()).device)
 
 
-# --- what TransformerLens' config says ---------------------------------------------------------------------------------
+# --- what TransformerLens' config says --------------------------------------------------------------------------------
 
 
 def _values(trace: Trace, readers: list[LayerReader], layers: list[Findings]) -> dict[str, Any]:

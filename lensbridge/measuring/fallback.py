@@ -135,7 +135,9 @@ ROLES = tuple(
 
 def missing_roles(record: Architecture, paths: set[str]) -> list[str]:
     """``role: path`` of what a record, with its layers, names that is no module of a model."""
-    around = {name: getattr(record, name) for name in ("embed", "pos_embed", "embed_norm", "layers", "ln_final", "unembed")}
+    around = {
+        name: getattr(record, name) for name in ("embed", "pos_embed", "embed_norm", "layers", "ln_final", "unembed")
+    }
     found = [f"{name}: {path}" for name, path in around.items() if path is not None and path not in paths]
     for index, block in enumerate(record.blocks):
         fused = ("q", "k", "v") if block.qkv is not None else ()

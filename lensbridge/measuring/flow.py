@@ -19,7 +19,9 @@ from torch import Tensor
 from .recording import Call, Op, Recording, Ref, Value
 
 #: Operations whose result has the same elements in the same order.
-SAME = frozenset("view _unsafe_view reshape clone _to_copy detach alias contiguous squeeze unsqueeze lift_fresh".split())
+SAME = frozenset(
+    "view _unsafe_view reshape clone _to_copy detach alias contiguous squeeze unsqueeze lift_fresh".split()
+)
 #: Operations whose result has elements of one argument, perhaps in another order, some left out or repeated.
 MOVES = SAME | frozenset(
     "transpose permute t slice select split split_with_sizes chunk unbind expand repeat index index_select unfold "
@@ -208,5 +210,3 @@ def _fill(node: Any, fill: Callable[[Ref], Tensor]) -> Any:
     if isinstance(node, dict):
         return {key: _fill(each, fill) for key, each in node.items()}
     return node
-
-

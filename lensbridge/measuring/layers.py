@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .attention import AttentionReader, softmaxes
-from .findings import ATTN, BLOCK, NEURONS, Findings
+from .findings import ATTN, BLOCK, NEURONS, OWN_INPUTS, Findings
 from .mlp import MlpReader
 from .recording import Call, Ref, Value
 from .stream import Step, Term, Trace
@@ -25,7 +25,6 @@ INNER = tuple(
         *("hook_attn_out", "hook_mlp_out", "hook_resid_mid", "hook_normalized_resid_post"),
     )
 )
-OWN_INPUTS = tuple(f"{BLOCK}hook_{name}" for name in ("attn_in", "q_input", "k_input", "v_input"))
 #: What is in the names of attributes that hold factors.
 FACTOR_WORDS = ("mult", "scal", "factor", "alpha", "gamma", "lambda", "weight")
 #: A layer of which nothing is known.
@@ -170,6 +169,9 @@ class LayerReader:
             fields[role] = self.relative(term.norms[0])
             # What is added is the norm's output.
             fields[f"{part}_branch"] = None if fields[part] is not None else fields[role]
+            if fields["ln1"] is None and f"{BLOCK}ln1." in self.found.reasons:
+                reason = "what is called so depends on the norm before attention, which is not known"
+                self.found.refuse(reason, f"{BLOCK}ln1_post.")
         elif term.norms:
             self.found.refuse("it is normed in a way that is not known before it is added", point)
         if any(isinstance(factor, Ref) or factor != 1 for factor in term.factors):
@@ -224,19 +226,26 @@ class LayerReader:
             self.found.fields[role] = self.relative(call.path)
             self._gated(role, call, term)
             return
+        if any(call.path == term.module for call in readers):
+            return
+        # Whatever stands there, what reads it does not read the stream.
+        self.found.fields["gated_norms"] = True
         own = OWN_INPUTS if role == "ln1" else (f"{BLOCK}hook_mlp_in",)
+        self.found.refuse(self._unknown_norm(readers, norms), f"{BLOCK}{role}.", *own)
+
+    def _unknown_norm(self, readers: list[Call], norms: list[Call]) -> str:
+        """Why what the stream goes into is no norm that is known."""
         if norms:
-            obstacle = self.trace.norms[norms[0].path].obstacle
-            self.found.refuse(f"{self.relative(norms[0].path)} is a norm, but {obstacle}", f"{BLOCK}{role}.", *own)
-        elif not any(call.path == term.module for call in readers):
-            reason = "what reads the residual stream is no module that computes LayerNorm or RMSNorm"
-            self.found.refuse(reason, f"{BLOCK}{role}.", *own)
+            return f"{self.relative(norms[0].path)} is a norm, but {self.trace.norms[norms[0].path].obstacle}"
+        if readers:
+            return f"{self.relative(readers[0].path)} computes neither LayerNorm nor RMSNorm"
+        return "no module is given the residual stream there"
 
     def _gated(self, role: str, norm: Call, term: Term) -> None:
         """Whether something stands between a norm and what reads it."""
         fields = self.found.fields
-        roles = ("attn", "attn_branch", "q", "k", "v", "qkv") if role == "ln1" else ("mlp", "mlp_branch", "mlp_in", "gate")
-        paths = {f"{self.call.path}.{fields[each]}" for each in roles if fields.get(each)} | {term.module}
+        readers = {"ln1": ("attn", "attn_branch", "q", "k", "v", "qkv"), "ln2": ("mlp", "mlp_branch", "mlp_in", "gate")}
+        paths = {f"{self.call.path}.{fields[each]}" for each in readers[role] if fields.get(each)} | {term.module}
         if not any(self.flow.same(call.input, norm.output) for call in self.inner if call.path in paths):
             fields["gated_norms"] = True
 

@@ -175,7 +175,9 @@ class MlpReader:
             affine = [each for each in self.calls if each.start < call.start and set(each.outputs) & ancestors]
             chooser = [each for each in affine if each.path.startswith(f"{path}.")]
             if chooser:
-                fields["router"] = self.relative(min(chooser, key=lambda each: (each.path.count("."), -each.start)).path)
+                fields["router"] = self.relative(
+                    min(chooser, key=lambda each: (each.path.count("."), -each.start)).path
+                )
             found.refuse("how its experts store their weights was not looked at", *EXPERT_NEURONS)
             return
         found.refuse("no module is called with the experts chosen for each token and their weights", *EXPERTS)

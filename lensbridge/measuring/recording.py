@@ -158,7 +158,8 @@ class _Operations(TorchDispatchMode):
     def _add(self, func: Any, noted: Any, inputs: Any, outputs: Any, in_place: bool) -> None:
         record = self.recording
         name = str(func.overloadpacket).removeprefix("aten.")
-        op = Op(len(record.ops), name, func, *noted, inputs, outputs, tuple(self.inside), in_place)
+        args, kwargs = noted
+        op = Op(len(record.ops), name, func, args, kwargs, inputs, outputs, tuple(self.inside), in_place)
         record.ops.append(op)
         record.makers |= {value: op for value in outputs if value not in inputs and value not in record.makers}
         if "softmax" in name:

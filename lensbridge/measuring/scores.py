@@ -72,7 +72,8 @@ def settings(scorings: list[tuple[int, Scoring, float]]) -> dict[str, Any]:
         divisors = by_layer
     if not _equal(divisors) or _equal([divisors[0], 1.0]):
         return found
-    whole = divisors[0] * usual
+    # More digits than that are rounding.
+    whole = float(f"{divisors[0] * usual:.6g}")
     return found | ({"use_attn_scale": False} if _equal([whole, 1.0]) else {"attn_scale": whole})
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import is_dataclass, replace
 from typing import Any
 
 from ..architectures.record import PARTS as FUSED_IN_PARTS
-from ..architectures.record import Architecture, Block, Layout
-from ..points import BY_NAME
+from ..architectures.record import Architecture, Block, Layout, refusal_of
+from ..points import POINTS
 from .store import said
 
 WIDTH = 120
+TO_SAY = "measured; say here in a line each what is special about the family"
 #: Parts that the records have a name for.
 NAMED = {repr(Layout("key-value heads")): "GROUPS", repr(FUSED_IN_PARTS): "PARTS"}
 
@@ -25,9 +27,9 @@ def write_record(record: Architecture) -> str:
     record = _lean(record)
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", re.sub(r"For[A-Z]\w*$|LMHeadModel$", "", record.hf_class)).upper()
     body = f"{name} = {_source(record, 0, len(name) + 3)}\n"
-    used = sorted({each for each in ("Block", "Softmax", "Layout", "GROUPS", "ExpertNeurons") if re.search(rf"\b{each}\b", body)})
-    imports = _imports(["Architecture", *used])
-    return f'"""{record.hf_class}: measured; say here in a line what is special about the family, and name its paper."""\n\n{imports}\n{body}'
+    parts = ("Block", "Softmax", "Layout", "GROUPS", "ExpertNeurons")
+    imports = _imports(["Architecture", *(each for each in parts if re.search(rf"\b{each}\b", body))])
+    return f'"""{record.hf_class} (name its paper).\n\n- {TO_SAY}\n"""\n\n{imports}\n{body}'
 
 
 def _imports(names: list[str]) -> str:
@@ -38,7 +40,7 @@ def _imports(names: list[str]) -> str:
 
 
 def _lean(record: Architecture) -> Architecture:
-    """The record without the blocks of one model, where its kinds of layers give them, and without needless refusals."""
+    """The record without one model's blocks, where its kinds of layers give them, and without needless refusals."""
     plain = replace(record, block=_without(record.block), blocks=tuple(map(_without, record.blocks)))
     kinds = {path: _lean_change(record.block, change) for path, change in record.kinds.items()}
     plain = replace(plain, kinds=kinds)
@@ -55,7 +57,7 @@ def _needed(block: Block, refusals: Mapping[str, str]) -> dict[str, str]:
     features = block.features
 
     def speaks_of(point: str) -> bool:
-        rows = [row for name, row in BY_NAME.items() if name == point or (point.endswith(".") and name.startswith(point))]
+        rows = [row for row in POINTS if refusal_of({point: ""}, row.name) is not None]
         return any(row.exists_with(features) for row in rows)
 
     return {point: reason for point, reason in refusals.items() if speaks_of(point)}
@@ -80,7 +82,18 @@ def _source(value: Any, indent: int, start: int) -> str:
         return _wrapped("{", [(f"{_source(key, 0, 0)}: ", each) for key, each in value.items()], "}", indent, start)
     if isinstance(value, tuple | list):
         return _wrapped("(", [("", each) for each in value], ",)" if len(value) == 1 else ")", indent, start)
-    return _quoted(value) if isinstance(value, str) else repr(value)
+    return _text(value, indent, start) if isinstance(value, str) else repr(value)
+
+
+def _text(text: str, indent: int, start: int) -> str:
+    """A string; one too long for its line in parentheses, in pieces."""
+    if start + len(_quoted(text)) < WIDTH:
+        return _quoted(text)
+    inner = " " * (indent + 4)
+    # With the space that follows each piece but the last.
+    pieces = textwrap.wrap(text, WIDTH - len(inner) - 8, break_long_words=False, break_on_hyphens=False)
+    lines = [_quoted(f"{piece} ") for piece in pieces[:-1]] + [_quoted(pieces[-1])]
+    return "(\n" + "".join(f"{inner}{line}\n" for line in lines) + " " * indent + ")"
 
 
 def _quoted(text: str) -> str:

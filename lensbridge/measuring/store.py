@@ -25,7 +25,9 @@ from ..architectures.record import Architecture, Block, ExpertNeurons, Layout, S
 #: What a record is made of, by name.
 PARTS = {cls.__name__: cls for cls in (Architecture, Block, ExpertNeurons, Layout, Softmax)}
 #: Entries of a config that say nothing of how the model computes.
-SILENT = re.compile(r"_.*|transformers_version|architectures|(torch_)?dtype|.*token_(id|index)|id2label|label2id|.*_name")
+SILENT = re.compile(
+    r"_.*|transformers_version|architectures|(torch_)?dtype|.*token_(id|index)|id2label|label2id|.*_name"
+)
 #: To be raised when what a record says changes its meaning.
 FORMAT = 1
 

@@ -212,7 +212,9 @@ def find_layers(trace: Trace) -> tuple[str, list[Call]] | str:
             best = (size, path, layers)
     if best is not None:
         return best[1], best[2]
-    return "; ".join(reasons) or "no list of modules takes one tensor (batch, pos, d_model) through, one after the other"
+    return (
+        "; ".join(reasons) or "no list of modules takes one tensor (batch, pos, d_model) through, one after the other"
+    )
 
 
 def _keeps_shape(trace: Trace, call: Call) -> bool:
