@@ -23,6 +23,7 @@ MLP = {"intermediate_size": 48}
 GROUPED = {"num_key_value_heads": 2}
 CONTEXT = {"max_position_embeddings": 64}
 SEEING = SIZES | MLP | {"image_size": 32, "patch_size": 8}
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,25 @@ FAMILIES = {
     ),
     "phi3": Family("Phi3Config", "Phi3ForCausalLM", "microsoft/Phi-3-mini-4k-instruct", GROUPED | {"pad_token_id": 0}),
     "olmo": Family("OlmoConfig", "OlmoForCausalLM", "allenai/OLMo-1B-hf"),
+    "olmo clipped": Family("OlmoConfig", "OlmoForCausalLM", "allenai/OLMo-1B-hf", {"clip_qkv": 0.7}),
     "olmo2": Family(
         "Olmo2Config",
         "Olmo2ForCausalLM",
         "allenai/OLMo-2-0425-1B",
         {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+    ),
+    "mixtral": Family(
+        "MixtralConfig", "MixtralForCausalLM", "mistralai/Mixtral-8x7B-v0.1", GROUPED | EXPERTS | {"sliding_window": 4}
+    ),
+    "olmoe": Family("OlmoeConfig", "OlmoeForCausalLM", "allenai/OLMoE-1B-7B-0924", EXPERTS),
+    "olmoe rescaled": Family(
+        "OlmoeConfig", "OlmoeForCausalLM", "allenai/OLMoE-1B-7B-0924", EXPERTS | {"norm_topk_prob": True}
+    ),
+    "gpt_oss": Family(
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        "openai/gpt-oss-20b",
+        GROUPED | EXPERTS | {"head_dim": 8, "sliding_window": 4},
     ),
     "olmo3": Family("Olmo3Config", "Olmo3ForCausalLM", "allenai/Olmo-3-7B-Instruct", GROUPED | {"sliding_window": 4}),
 }
@@ -167,6 +182,8 @@ def _sizes(config: Any, fields: dict[str, Any]) -> dict[str, Any]:
         found["attn_types"] = ["local" if kind == "sliding_attention" else "global" for kind in kinds]
     if fields.get("window_size") and getattr(config, "sliding_window", None):
         found["window_size"] = config.sliding_window
+    if getattr(config, "clip_qkv", None):
+        found["clip_qkv"] = config.clip_qkv
     if fields.get("attn_scale", -1) > 0 and hasattr(config, "query_pre_attn_scalar"):
         found["attn_scale"] = config.query_pre_attn_scalar**0.5
     return found

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .engine.parts import run_attention, run_mlp
 from .errors import UnknownPointError
+from .experts import Experts
 from .factored_matrix import FactoredMatrix
 from .hook_points import HookPoint
 from .interior import Interior, listening
@@ -141,7 +142,7 @@ class Norm(Component):
 class Attention(Component):
     """One layer's attention; its input is ln1's output in the active basis."""
 
-    weight_names = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O", "_W_K", "_W_V", "_b_K", "_b_V")
+    weight_names = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O", "_W_K", "_W_V", "_b_K", "_b_V", "sinks")
     point_names = (
         "hook_k",
         "hook_q",
@@ -202,7 +203,7 @@ class Attention(Component):
 class MLP(Component):
     """One layer's MLP; its input is ln2's output in the active basis."""
 
-    weight_names = ("W_gate", "b_gate", "W_in", "b_in", "W_out", "b_out")
+    weight_names: tuple[str, ...] = ("W_gate", "b_gate", "W_in", "b_in", "W_out", "b_out")
 
     def __init__(self, interior: Interior, layer: int) -> None:
         super().__init__(interior, f"blocks.{layer}.mlp")
@@ -210,10 +211,9 @@ class MLP(Component):
         block = interior.architecture.blocks[layer]
         if block.act is not None:
             self.act_fn = Activation(interior, f"{self.prefix}.act_fn", interior.architecture.in_layer(layer, "act"))
-        if block.expert_neurons is not None:
-            experts = (Expert(interior, layer, expert) for expert in range(self.cfg.num_experts))
-            self.experts = nn.ModuleList(experts)
-        self.add_points(("hook_pre", "hook_pre_linear", "hook_post", "hook_expert_weights", "hook_expert_indices"))
+        if block.neuron_norm is not None:
+            self.ln = Norm(interior, f"{self.prefix}.ln", interior.architecture.in_layer(layer, "neuron_norm"))
+        self.add_points(("hook_pre", "hook_pre_linear", "hook_mid", "hook_post"))
 
     def forward(self, x: Resid) -> Resid:
         """The MLP's output, ``[batch, pos, d_model]``."""
@@ -233,12 +233,80 @@ class Activation(Component):
         return self.interior.module(self.path)(x)
 
 
+class Affine:
+    """A projection inside a mixture of experts; its weight lies ``[out, in]``, as that of an ``nn.Linear``."""
+
+    interior: Interior
+    prefix: str
+
+    def __init__(self, interior: Interior, prefix: str) -> None:
+        self.__dict__.update(interior=interior, prefix=prefix)
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix, in the active basis."""
+        return self.interior.weights.get(f"{self.prefix}.weight")
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias; None if there is none."""
+        try:
+            return self.interior.weights.get(f"{self.prefix}.bias")
+        except UnknownPointError:
+            return None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.interior.weights.set(f"{self.prefix}.{name}", value)
+
+    def __call__(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
+        return torch.nn.functional.linear(x, self.weight, self.bias)
+
+
+class MoE(MLP):
+    """One layer's mixture of experts; its input is ln2's output in the active basis."""
+
+    weight_names = ()
+
+    def __init__(self, interior: Interior, layer: int) -> None:
+        super().__init__(interior, layer)
+        self.add_points(("hook_expert_weights", "hook_expert_indices"))
+        count = interior.architecture.blocks[layer].expert_form.count
+        self.experts = nn.ModuleList(Expert(interior, layer, expert) for expert in range(count))
+
+    @property
+    def W_gate(self) -> Affine:
+        """The router."""
+        return Affine(self.interior, f"{self.prefix}.W_gate")
+
+
 class Expert(Component):
-    """One expert of a layer."""
+    """One expert of a layer: ``W_out(act(W_gate(x)) * W_in(x))``, or what its family has instead of the product."""
 
     def __init__(self, interior: Interior, layer: int, expert: int) -> None:
         points = ("hook_gate", "hook_pre", "hook_post")
         super().__init__(interior, f"blocks.{layer}.mlp.experts.{expert}", points)
+        self.path = interior.architecture.in_layer(layer, "experts")
+
+    @property
+    def W_gate(self) -> Affine:
+        """The projection that goes through the activation function."""
+        return Affine(self.interior, f"{self.prefix}.W_gate")
+
+    @property
+    def W_in(self) -> Affine:
+        """The projection that it is multiplied with."""
+        return Affine(self.interior, f"{self.prefix}.W_in")
+
+    @property
+    def W_out(self) -> Affine:
+        """The projection to the residual stream."""
+        return Affine(self.interior, f"{self.prefix}.W_out")
+
+    def forward(self, x: Float[Tensor, "routed d_model"]) -> Float[Tensor, "routed d_model"]:
+        """What the expert makes of the normed tokens that are sent to it, before that is weighted."""
+        experts = Experts(self.interior.module(self.path))
+        gate = self.hook_gate(self.W_gate(x)) if experts.form.gated else None
+        return self.W_out(self.hook_post(experts.activations(gate, self.hook_pre(self.W_in(x)))))
 
 
 class TransformerBlock(Component):
@@ -255,7 +323,7 @@ class TransformerBlock(Component):
         if block.attn is not None:
             self.attn = Attention(interior, layer)
         if block.mlp is not None:
-            self.mlp = MLP(interior, layer)
+            self.mlp = (MLP if block.experts is None else MoE)(interior, layer)
         self.add_points(
             (
                 *("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in"),

@@ -83,10 +83,15 @@ def _sizes(hf_model: Any, hf: Any, architecture: Architecture, fields: dict[str,
         if block.mlp_out is not None:
             found["d_mlp"] = matrix(hf_model.get_submodule(architecture.in_layer(layer, "mlp_out"))).shape[0]
             break
+        if block.expert_form.count:
+            found["d_mlp"] = block.expert_form.width
     attending = [layer for layer, block in enumerate(architecture.blocks) if block.attn is not None]
     found["d_head"] = fields.get("d_head") or getattr(hf, "head_dim", None) or d_model // found["n_heads"]
     if attending:
         found |= _heads(hf_model, architecture, attending[0], found)
+    if found.get("n_key_value_heads") is None and "n_key_value_heads" in fields:
+        # A record that names the attribute says that TransformerLens has it where nothing is shared, too.
+        found["n_key_value_heads"] = fields["n_key_value_heads"]
     return found
 
 
@@ -135,6 +140,7 @@ def _structure(hf: Any, architecture: Architecture) -> dict[str, Any]:
         "use_normalization_before_and_after": some("norm around"),
         "post_embedding_ln": architecture.embed_norm is not None,
         "use_attention_sinks": any(block.sinks is not None for block in architecture.blocks),
+        "norm_topk_prob": some("experts") and bool(getattr(hf, "norm_topk_prob", False)),
     }
     window, kinds = getattr(hf, "sliding_window", None), getattr(hf, "layer_types", None)
     if window and getattr(hf, "use_sliding_window", True):
@@ -158,4 +164,19 @@ def _rotation(hf: Any, fields: dict[str, Any]) -> dict[str, Any]:
         found["rotary_scaling_factor"] = full["factor"]
     if local.get("rope_theta", full.get("rope_theta")) != full.get("rope_theta"):
         found["rotary_base_local"] = local["rope_theta"]
-    return found
+    return found | (_yarn(full) if full.get("rope_type") == "yarn" else {})
+
+
+def _yarn(rope: dict[str, Any]) -> dict[str, Any]:
+    """The config fields that say how rotary frequencies are stretched (Peng et al. 2023, YaRN)."""
+    factor, found = float(rope["factor"]), {"use_yarn_rope": True}
+    named = {
+        "yarn_beta_fast": "beta_fast",
+        "yarn_beta_slow": "beta_slow",
+        "yarn_original_max_position_embeddings": "original_max_position_embeddings",
+        "yarn_truncate": "truncate",
+    }
+    found |= {field: rope[name] for field, name in named.items() if rope.get(name) is not None}
+    given = rope.get("attention_factor")
+    scaled = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    return found | {"yarn_factor": factor, "yarn_attention_factor": scaled if given is None else given}

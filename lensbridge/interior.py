@@ -62,7 +62,7 @@ class Interior:
     def points(self) -> tuple[str, ...]:
         """The names of TransformerLens' hook points, in the order in which they fire there."""
         layers = [block.features for block in self.architecture.blocks]
-        found = names(layers, self.architecture.features, self.cfg.num_experts or 0)
+        found = names(layers, self.architecture.features, self.architecture.n_experts)
         return tuple(name for name in found if self._why_refused(name) is None)
 
     def why_absent(self, name: str) -> str | None:

@@ -15,10 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import Architecture
+from .experts import Experts
 
 ATTENTION = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
 #: The parts of a model that weights are read and processed by; each has the norm before it as ``ln.w`` and ``ln.b``.
-BRANCHES = ("embed", "attn", "mlp", "unembed")
+#: An expert is one of its own, "expert 3", with the norm before the MLP.
+BRANCHES = ("embed", "attn", "mlp", "expert", "unembed")
+
+
+#: What the parameters of an affine module are called.
+WORDS = ("weight", "bias")
 
 
 class Branch(NamedTuple):
@@ -83,6 +89,9 @@ class Parameters:
         reader = {"embed": self._embed, "unembed": self._unembed}.get(branch)
         if reader is not None:
             return reader()
+        kind, _, expert = branch.partition(" ")
+        if kind == "expert":
+            return self._expert(layer, int(expert))
         return (self._attention if branch == "attn" else self._mlp)(layer)
 
     # --- norms --------------------------------------------------------------------------------------------------------
@@ -114,7 +123,10 @@ class Parameters:
         out.weights[f"{name}.w"] = gain = self.gain(path)
         if gain is not getattr(norm, "weight", None):
             stored = getattr(norm, "weight", None)
-            if stored is None:
+            if hasattr(norm, "norms"):
+                out.made[f"{name}.w"] = f"{type(norm).__name__} stores it in pieces, one for each head"
+                out.sources.update((f"{name}.w.{head}", each.weight) for head, each in enumerate(norm.norms))
+            elif stored is None:
                 out.made[f"{name}.w"] = f"{type(norm).__name__} has no such parameter"
             else:
                 out.made[f"{name}.w"] = f"{type(norm).__name__} stores it less {self.architecture.gain_offset:g}"
@@ -227,6 +239,8 @@ class Parameters:
             self._bias(out, "b_O", o, (self.cfg.d_model,))
         in_order = {name: out.weights.pop(name) for name in ATTENTION if name in out.weights}
         out.weights.update(in_order)
+        if block.sinks is not None:
+            out.weights["sinks"] = attrgetter(block.sinks)(self.module(arch.layer(layer)))
         for norm in ("q_norm", "k_norm"):
             if getattr(block, norm) is not None:
                 self._norm(out, norm, arch.in_layer(layer, norm))
@@ -260,6 +274,9 @@ class Parameters:
             self._norm(out, "ln", arch.in_layer(layer, "ln2"))
         if block.ln2_post is not None:
             self._norm(out, "post", arch.in_layer(layer, "ln2_post"))
+        if block.expert_form.count and block.router is not None:
+            router = self.module(arch.in_layer(layer, "router"))
+            self._affine(out, "W_gate", {w: v for w in WORDS if (v := getattr(router, w, None)) is not None})
         if block.mlp_out is None or block.mlp_in is None:
             return out
         out_of = self.module(arch.in_layer(layer, "mlp_out"))
@@ -276,6 +293,8 @@ class Parameters:
             self._bias(out, "b_in", into, out.weights["W_in"].shape[-1:])
         out.weights["W_out"] = matrix(out_of)
         self._bias(out, "b_out", out_of, (cfg.d_model,))
+        if block.neuron_norm is not None:
+            self._norm(out, "neurons", arch.in_layer(layer, "neuron_norm"))
         if block.act is not None:
             self._activation(out, self.module(arch.in_layer(layer, "act")))
         return out
@@ -295,6 +314,25 @@ class Parameters:
         for name, buffer in module.named_buffers():
             out.weights[f"act_fn.{name}"] = buffer
             out.made[f"act_fn.{name}"] = f"{type(module).__name__} has it as a constant"
+
+    def _expert(self, layer: int, expert: int) -> Branch:
+        arch, out = self.architecture, Branch({}, {}, {})
+        if arch.blocks[layer].ln2 is not None:
+            self._norm(out, "ln", arch.in_layer(layer, "ln2"))
+        stored = Experts(self.module(arch.in_layer(layer, "experts"))).weights(expert)
+        for name in dict.fromkeys(name.partition(".")[0] for name in stored):
+            self._affine(out, name, {word: stored[f"{name}.{word}"] for word in WORDS if f"{name}.{word}" in stored})
+        return out
+
+    def _affine(self, out: Branch, name: str, stored: dict[str, Tensor]) -> None:
+        """Add the weight of a projection in a mixture of experts, ``[out, in]`` as an ``nn.Linear``'s.
+
+        And its bias, if it has one or a norm's may be folded into it.
+        """
+        out.weights.update({f"{name}.{word}": weight for word, weight in stored.items()})
+        if "bias" not in stored and "ln.b" in out.weights and "ln.b" not in out.made:
+            out.weights[f"{name}.bias"] = stored["weight"].new_zeros(stored["weight"].shape[0])
+            out.made[f"{name}.bias"] = f"{type(self.hf_model).__name__} has no such parameter"
 
     def _unembed(self) -> Branch:
         out = Branch({}, {}, {})

@@ -51,9 +51,11 @@ ABSENT = {
     "qk norm": "queries and keys are not normed",
     "MLP": "there is no MLP in this layer",
     "neurons": "the MLP of this layer has no neurons of its own (it chooses among experts, say)",
+    "neuron norm": "the MLP of this layer does not norm its activations",
     "gate": "the MLP of this layer has no gate",
     "experts": "the MLP of this layer does not choose among experts",
-    "expert neurons": "the experts of this layer are not laid out in a known way",
+    "expert neurons": "the module of this layer's experts does not declare how they are laid out",
+    "expert gates": "the experts of this layer have no gates, or their module does not declare how they are laid out",
 }
 
 
@@ -130,12 +132,23 @@ POINTS: tuple[Point, ...] = (
     Point("blocks.{l}.ln2.hook_normalized", RESID, NORMALIZED, needs="norm before MLP"),
     Point("blocks.{l}.mlp.hook_pre", NEURONS, "n @ W_in + b_in; n @ W_gate where there is a gate", needs="neurons"),
     Point("blocks.{l}.mlp.hook_pre_linear", NEURONS, "n @ W_in + b_in", needs="gate"),
-    Point("blocks.{l}.mlp.hook_post", NEURONS, "act_fn(pre); times pre_linear where there is a gate", needs="neurons"),
-    Point("blocks.{l}.mlp.hook_expert_weights", ROUTED, "weight of each expert in a token's sum", needs="experts"),
-    Point("blocks.{l}.mlp.hook_expert_indices", "batch*pos chosen", "the experts chosen by a token", needs="experts"),
+    Point("blocks.{l}.mlp.hook_mid", NEURONS, "what mlp.ln norms, and hook_post is without it", needs="neuron norm"),
+    Point("blocks.{l}.mlp.ln.hook_scale", "batch pos 1", f"{SCALE}, of mid", needs="neuron norm"),
+    Point("blocks.{l}.mlp.ln.hook_normalized", NEURONS, f"{NORMALIZED}, of mid", needs="neuron norm"),
     Point(
-        "blocks.{l}.mlp.experts.{e}.hook_gate", EXPERT, "n @ W_gate, of the tokens sent here", needs="expert neurons"
+        "blocks.{l}.mlp.hook_post",
+        NEURONS,
+        "act_fn(pre); times pre_linear where there is a gate; normed where there is a norm",
+        needs="neurons",
     ),
+    Point(
+        "blocks.{l}.mlp.hook_expert_weights",
+        ROUTED,
+        "weight of each expert in a token's sum",
+        needs="experts",
+    ),
+    Point("blocks.{l}.mlp.hook_expert_indices", "batch*pos chosen", "the experts chosen by a token", needs="experts"),
+    Point("blocks.{l}.mlp.experts.{e}.hook_gate", EXPERT, "n @ W_gate, of the tokens sent here", needs="expert gates"),
     Point("blocks.{l}.mlp.experts.{e}.hook_pre", EXPERT, "n @ W_in, of the tokens sent here", needs="expert neurons"),
     Point("blocks.{l}.mlp.experts.{e}.hook_post", EXPERT, "act_fn(gate) * pre", needs="expert neurons"),
     Point("blocks.{l}.ln2_post.hook_scale", "batch pos 1", f"{SCALE}, of the MLP's output", needs="norm around MLP"),

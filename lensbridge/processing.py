@@ -53,6 +53,8 @@ def _centred(weight: Tensor, dim: int) -> Tensor:
 ATTENTION_READERS = {"W_Q": "b_Q", "W_K": "b_K", "W_V": "b_V"}
 MLP_READERS = {"W_in": "b_in", "W_gate": "b_gate"}
 UNEMBED_READERS = {"W_U": "b_U"}
+#: In a mixture of experts, where weights lie [out, in]; in the branch of the MLP it is the router.
+EXPERT_READERS = {"W_in.weight": "W_in.bias", "W_gate.weight": "W_gate.bias"}
 EMBEDDINGS = ("W_E", "W_pos")
 #: TransformerLens centres every reader but this one.
 NOT_CENTRED = "W_gate"
@@ -151,12 +153,24 @@ def process_attention(w: Weights, processing: Processing) -> Weights:
 
 
 def process_mlp(w: Weights, processing: Processing) -> Weights:
-    """One layer's MLP with its norm."""
+    """One layer's MLP with its norm; of a mixture of experts, the router."""
+    if "W_gate.weight" in w:
+        return process_expert(w, processing)
     if processing.fold_ln:
         w = fold_norm_into(w, MLP_READERS, center_weights="ln.b" in w)
     if processing.center_writing_weights:
         w = center(w, ("W_out", "b_out"))
     return w
+
+
+def process_expert(w: Weights, processing: Processing) -> Weights:
+    """One expert with the norm before the MLP; or a router with it."""
+    flipped = {name: weight.T if name.endswith(".weight") else weight for name, weight in w.items()}
+    if processing.fold_ln:
+        flipped = fold_norm_into(flipped, EXPERT_READERS, center_weights="ln.b" in w)
+    if processing.center_writing_weights:
+        flipped = center(flipped, ("W_out.weight", "W_out.bias"))
+    return {name: weight.T if name.endswith(".weight") else weight for name, weight in flipped.items()}
 
 
 def process_unembed(w: Weights, processing: Processing) -> Weights:

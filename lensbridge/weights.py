@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from .architectures import Architecture
 from .errors import ReadOnlyWeightError, UnknownPointError, near_misses
 from .parameters import Parameters
-from .processing import Processing, Weights, process_attention, process_embedding, process_mlp, process_unembed
+from .processing import (
+    Processing,
+    Weights,
+    process_attention,
+    process_embedding,
+    process_expert,
+    process_mlp,
+    process_unembed,
+)
 from .readonly import read_only
 from .shared import SharedWeight
 
@@ -27,8 +35,15 @@ _PROCESSORS: dict[str, Processor] = {
     "embed": process_embedding,
     "attn": process_attention,
     "mlp": process_mlp,
+    "expert": process_expert,
     "unembed": process_unembed,
 }
+
+
+def _processor(branch: str) -> Processor:
+    return _PROCESSORS[branch.partition(" ")[0]]
+
+
 #: Elements of a parameter that are looked at to notice edits through ``.data``, which leave its version counter alone.
 _SAMPLE = 16384
 
@@ -37,7 +52,13 @@ _SAMPLE = 16384
 _PLACES = {
     "embed": {"": "embed.", "ln": "embed.ln.", "W_pos": "pos_embed."},
     "attn": {"": "blocks.{l}.attn.", "ln": "blocks.{l}.ln1.", "post": "blocks.{l}.{post}."},
-    "mlp": {"": "blocks.{l}.mlp.", "ln": "blocks.{l}.ln2.", "post": "blocks.{l}.{post}."},
+    "mlp": {
+        "": "blocks.{l}.mlp.",
+        "ln": "blocks.{l}.ln2.",
+        "post": "blocks.{l}.{post}.",
+        "neurons": "blocks.{l}.mlp.ln.",
+    },
+    "expert": {"": "blocks.{l}.mlp.experts.{e}."},
     "unembed": {"": "unembed.", "ln": "ln_final."},
 }
 #: With grouped queries these are stored once per key-value head, and their names begin with an underscore.
@@ -99,22 +120,29 @@ class WeightViews:
         out = self._names_of("embed", 0)
         for layer in range(self.cfg.n_layers):
             block = self._names_of("attn", layer) | self._names_of("mlp", layer)
+            for expert in range(self.architecture.blocks[layer].expert_form.count):
+                block |= self._names_of(f"expert {expert}", layer)
             # TransformerLens' blocks have their norms before attention and MLP.
             out |= {name: at for name, at in block.items() if at[2].startswith(("ln.", "post."))} | block
         return out | self._names_of("unembed", 0)
 
     def _names_of(self, branch: str, layer: int) -> dict[str, tuple[str, int, str]]:
-        places, out = _PLACES[branch], {}
+        kind, _, expert = branch.partition(" ")
+        places, out = _PLACES[kind], {}
         posts = self.architecture.blocks[layer].post_norms if branch in ("attn", "mlp") else None
         post = "" if posts is None else posts[branch == "mlp"][1]
         for short in self.parameters.branch(branch, layer).weights:
             head, dot, rest = short.partition(".")
+            if head == "ln" and head not in places:
+                # An expert's norm is the MLP's.
+                continue
             if dot and head in places:
                 name = places[head] + rest
             else:
                 grouped = self.parameters.grouped and short in _GROUPED
                 name = places.get(short, places[""]) + ("_" if grouped else "") + short
-            out[name.replace("{l}", str(layer)).replace("{post}", post)] = (branch, layer, short)
+            name = name.replace("{l}", str(layer)).replace("{e}", expert).replace("{post}", post)
+            out[name] = (branch, layer, short)
         return out
 
     def _locate(self, name: str) -> tuple[str, int, str]:
@@ -168,13 +196,13 @@ class WeightViews:
         why = f"{name!r} is computed from the model's parameters by weight processing"
         kept = self.branch(branch, layer)[short]
         if torch.is_grad_enabled() and any(t.requires_grad for t in raw.values()):
-            kept = _Derived.apply(kept, short, _PROCESSORS[branch], self.processing, tuple(raw), *raw.values())
+            kept = _Derived.apply(kept, short, _processor(branch), self.processing, tuple(raw), *raw.values())
         return read_only(kept.view_as(kept), why)
 
     def branch(self, branch: str, layer: int = 0) -> Weights:
         """The processed weights of a branch without graph, kept until a parameter changes; not to be edited."""
         raw, made, sources = self.parameters.branch(branch, layer)
-        stored = [sources.get(short, w) for short, w in raw.items() if short in sources or short not in made]
+        stored = [*sources.values(), *(w for short, w in raw.items() if short not in made)]
         owners = {id(owner): owner for owner in (w if w._base is None else w._base for w in stored)}
         state = (self.processing, tuple(_fingerprint(owner) for owner in owners.values()))
         kept = self._kept.get((branch, layer))
@@ -182,7 +210,7 @@ class WeightViews:
             # Whatever mode the caller is in, what is kept has to serve a later call that needs gradients.
             with torch.inference_mode(False), torch.no_grad():
                 detached = {short: weight.detach() for short, weight in raw.items()}
-                processed = _process(_PROCESSORS[branch], detached, self.processing)
+                processed = _process(_processor(branch), detached, self.processing)
             kept = self._kept[(branch, layer)] = ((state, _versions(processed)), processed)
         return kept[1]
 

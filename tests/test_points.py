@@ -42,7 +42,7 @@ def test_layers_of_several_kinds() -> None:
 
 
 def test_the_points_of_experts_come_expert_by_expert() -> None:
-    layer = points.GPT2_LAYER - {"neurons"} | {"experts", "expert neurons"}
+    layer = points.GPT2_LAYER - {"neurons"} | {"experts", "expert neurons", "expert gates"}
     found = [name.removeprefix("blocks.0.mlp.") for name in points.names([layer], n_experts=2) if ".mlp." in name]
     assert found == [
         *("hook_expert_weights", "hook_expert_indices"),

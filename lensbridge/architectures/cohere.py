@@ -1,8 +1,8 @@
-"""Command R (Cohere 2024), Command A and R7B (Cohere 2025), and their relative with eyes.
+"""Command R (Cohere 2024), Command R7B and Command A (Cohere 2024, 2025), Compass (Cohere 2025).
 
 - attention and MLP read one LayerNorm of the same stream, without a bias; a factor on the logits
 - Command R: rotation pairs neighbouring dimensions; a norm of queries and keys, with a gain for each head, is an option
-- Cohere 2: local attention with rotation and global attention without in turn
+- Cohere 2, Compass: local attention with rotation and global attention without in turn
 """
 
 from dataclasses import replace
@@ -23,3 +23,5 @@ COHERE2 = replace(
     hf_class="Cohere2ForCausalLM",
     by_layer={"layer_types": {"full_attention": {"rotary": False}}},
 )
+#: Its config says for each kind of layer whether it rotates.
+COHERE_COMPASS = replace(COHERE, model_type="cohere_compass_text", hf_class="CohereCompassForCausalLM", constants={})

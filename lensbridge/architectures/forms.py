@@ -43,19 +43,3 @@ class Layout:
 PARTS = Layout()
 #: For each key-value head its queries, its key and its value; without grouping, the three of each head.
 GROUPS = Layout("key-value heads")
-
-
-@dataclass(frozen=True)
-class ExpertNeurons:
-    """How a module that holds all experts of a layer stores them, and which of the router's weights are shown.
-
-    One parameter holds gate and linear part of every expert, another their outputs.
-    """
-
-    gate_up: str = "gate_up_proj"
-    down: str = "down_proj"
-    #: Whether a weight is [in, out] instead of [out, in], and whether gate and linear part take turns in it.
-    transposed: bool = False
-    interleaved: bool = False
-    #: Whether the weights shown are those of all experts, before some are chosen.
-    all_weights: bool = True

@@ -1,8 +1,9 @@
-"""Gemma 1, 2 and 3 (Gemma Team 2024, 2024, 2025).
+"""Gemma 1, 2 and 3 (Gemma Team 2024, 2024, 2025) and VaultGemma (Sinha et al. 2025).
 
 - Llama's block; norms store their gain less one; the embedding multiplies by sqrt(d_model)
 - Gemma 2 and 3: a norm of what each branch writes, local and global attention in turn; Gemma 2 caps scores and logits,
   Gemma 3 has a norm of each head's queries and keys; its larger models also see
+- VaultGemma: Gemma 2 without those norms
 """
 
 from dataclasses import replace
@@ -28,6 +29,12 @@ GEMMA2 = replace(
         "attn_scores_soft_cap": "attn_logit_softcapping",
         "output_logits_soft_cap": "final_logit_softcapping",
     },
+)
+VAULTGEMMA = replace(
+    GEMMA2,
+    model_type="vaultgemma",
+    hf_class="VaultGemmaForCausalLM",
+    block=Block(ln2="pre_feedforward_layernorm"),
 )
 GEMMA3 = replace(
     GEMMA2,

@@ -2,6 +2,8 @@
 
 - Llama's block with factors, all of them in the config (Yang et al. 2022): on the embedding, on what attention and the
   MLP add, on scores and on logits
+- Granite with local attention: global and local in turn, rotation by layer or none; each head has a logit that takes
+  part in its softmax (a sink)
 - HyperCLOVA X: an option are norms of what the two add
 """
 
@@ -15,6 +17,13 @@ GRANITE = Architecture(
     embed_factor="model.embedding_multiplier",
     block=Block(attn_factor="residual_multiplier", mlp_factor="residual_multiplier"),
     after_unembed="factor",
+)
+GRANITE_SWA = replace(
+    GRANITE,
+    model_type="granite_swa",
+    hf_class="GraniteSWAForCausalLM",
+    kinds={"self_attn": {"sinks": "self_attn.sinks", "sinks_behind": True}},
+    by_layer={"layer_rope_theta": {0: {"rotary": False}, None: {"rotary": False}}},
 )
 HYPERCLOVAX = replace(
     GRANITE,

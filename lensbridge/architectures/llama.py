@@ -6,10 +6,13 @@
 - ERNIE 4.5 (2025), Helium (Kyutai 2025): rotation pairs neighbouring dimensions
 - Ministral 3 (2025): rotated queries grow with their position
 - SmolLM3 (2025): no rotation in every fourth layer
+- Moshi (Défossez et al. 2024): gate and up in one projection; what it hears and says is left out
+- HunYuan (2025): a norm of each head's queries and keys when they are rotated
+- BitNet (Wang et al. 2023): a norm of what the output projection of attention is given, and of what the MLP's is
 - GOT-OCR 2 (Wei et al. 2024), MOSS-Transcribe-Diarize: a Qwen below a model that also sees or hears
 """
 
-from .record import Architecture
+from .record import Architecture, Block
 
 LLAMA = Architecture(
     model_type="llama", hf_class="LlamaForCausalLM", also=("internlm3", "iquestcoder"), constants={"final_rms": True}
@@ -30,6 +33,35 @@ ERNIE4_5 = Architecture(
 HELIUM = Architecture(model_type="helium", hf_class="HeliumForCausalLM", constants={"rotary_adjacent_pairs": True})
 SMOLLM3 = Architecture(
     model_type="smollm3", hf_class="SmolLM3ForCausalLM", by_layer={"no_rope_layers": {0: {"rotary": False}}}
+)
+MOSHI = Architecture(
+    model_type="moshi",
+    hf_class="MoshiForCausalLM",
+    block=Block(
+        q="self_attn.q_proj.linear",
+        k="self_attn.k_proj.linear",
+        v="self_attn.v_proj.linear",
+        o="self_attn.o_proj.linear",
+        gate=None,
+        mlp_in="mlp.fc1",
+        gate_up=True,
+        mlp_out="mlp.fc2",
+    ),
+)
+HUNYUAN_DENSE = Architecture(
+    model_type="hunyuan_v1_dense",
+    hf_class="HunYuanDenseV1ForCausalLM",
+    block=Block(
+        q_norm="self_attn.query_layernorm",
+        k_norm="self_attn.key_layernorm",
+        qk_norm_heads_first=True,
+        qk_norm_rotated=True,
+    ),
+)
+BITNET = Architecture(
+    model_type="bitnet",
+    hf_class="BitNetForCausalLM",
+    block=Block(z_from_call=True, z_norm="self_attn.attn_sub_norm", neuron_norm="mlp.ffn_sub_norm"),
 )
 GOT_OCR2 = QWEN2.within("got_ocr2", "GotOcr2ForConditionalGeneration")
 MOSS_TRANSCRIBE_DIARIZE = QWEN3.within("moss_transcribe_diarize", "MossTranscribeDiarizeForConditionalGeneration")

@@ -1,6 +1,8 @@
 """Families with Llama's block and an MLP without a gate.
 
 - Arcee (2025): squared ReLU
+- NanoChat (Karpathy 2025): the same; norms have no gain, and one of them serves behind the embedding and at the end;
+  another norms each head's queries and keys when they are rotated; logits are capped
 - Apertus (2025): xIELU (Huang and Schlag 2024), whose two slopes are learned; a norm of each head's queries and keys
 - Jais 2 (2025), Nemotron (Parmar et al. 2024), StarCoder 2 (Lozhkov et al. 2024): LayerNorms; Nemotron stores their
   gains less one and rotates a part of each head
@@ -49,3 +51,17 @@ PERSIMMON = Architecture(
     norm="LN",
 )
 FUYU = PERSIMMON.within("fuyu", "FuyuForCausalLM")
+NANOCHAT = Architecture(
+    model_type="nanochat",
+    hf_class="NanoChatForCausalLM",
+    embed_norm="model.norm",
+    block=Block(
+        gate=None,
+        mlp_in="mlp.fc1",
+        mlp_out="mlp.fc2",
+        qk_norm_heads_first=True,
+        qk_norm_rotated=True,
+    ),
+    after_unembed="cap",
+    config={"output_logits_soft_cap": "final_logit_softcapping"},
+)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..errors import UnsupportedModelError
+from ..experts import ExpertForm, form_of
 from .forms import PARTS as PARTS
-from .forms import ExpertNeurons as ExpertNeurons
 from .forms import Layout as Layout
 from .forms import Softmax as Softmax
 
@@ -39,17 +39,24 @@ class Block:
     qkv_layout: Layout = PARTS
     #: Whether ``q`` holds for each head its query and then a gate on what the head writes.
     q_gate: bool = False
+    #: Whether what the projections return is clipped, in place.
+    clips: bool = False
     #: Norms of queries and keys, over each head or over all of them.
     q_norm: str | None = None
     k_norm: str | None = None
     qk_norm_over: Literal["head", "all"] = "head"
-    #: Whether heads come before positions in what these norms are given.
+    #: Whether heads come before positions in what these norms are given, and whether that is rotated already.
     qk_norm_heads_first: bool = False
+    qk_norm_rotated: bool = False
     o: str | None = "self_attn.o_proj"
     #: Whether hook_z is what the attention call returns, because something stands between that and ``o``.
     z_from_call: bool = False
+    #: What stands there, if it is a norm of all heads.
+    z_norm: str | None = None
     #: Learned logits, one a head, that take part in the softmax as a last column: an attribute's path.
     sinks: str | None = None
+    #: Whether the softmax goes without them, and what the heads write is scaled by what they leave of it.
+    sinks_behind: bool = False
     #: A norm of what attention writes, before it is added.
     ln1_post: str | None = None
     ln2: str | None = "post_attention_layernorm"
@@ -61,13 +68,19 @@ class Block:
     #: Whether ``mlp_in`` holds both, the one that goes through the activation function first.
     gate_up: bool = False
     mlp_out: str | None = "mlp.down_proj"
+    #: A norm of the activations before ``mlp_out``.
+    neuron_norm: str | None = None
     #: The activation function, where it has weights of its own.
     act: str | None = None
-    #: A mixture of experts in the place of ``gate``, ``mlp_in`` and ``mlp_out``, and what chooses among them.
+    #: A mixture of experts in the place of ``gate``, ``mlp_in`` and ``mlp_out``: the module that is given tokens, the
+    #: experts chosen for them and their weights; and the projection that scores experts.
     experts: str | None = None
     router: str | None = None
-    #: How the experts' weights are laid out, where they are of a known kind.
-    expert_neurons: ExpertNeurons | None = None
+    #: Whether hook_expert_weights are a softmax over all experts of the first thing that the router returns, before
+    #: some are chosen, and experts without tokens show empty values: as TransformerLens' MoE, not its GptOssMoE.
+    weighs_all: bool = False
+    #: What can be shown of the single experts, as their module declares it (`Architecture.block_of`).
+    expert_form: ExpertForm = ExpertForm()
     ln2_post: str | None = None
     #: The modules whose output is added to the residual stream, where these are not ``ln1_post`` or ``attn`` and
     #: ``ln2_post`` or ``mlp``.
@@ -126,9 +139,11 @@ class Block:
             "qk norm": self.q_norm is not None,
             "MLP": self.mlp is not None,
             "neurons": self.mlp_out is not None,
+            "neuron norm": self.neuron_norm is not None,
             "gate": self.mlp_out is not None and (self.gate_up or self.gate is not None),
             "experts": self.experts is not None,
-            "expert neurons": self.expert_neurons is not None,
+            "expert neurons": self.expert_form.count > 0,
+            "expert gates": self.expert_form.count > 0 and self.expert_form.gated,
         }
         return frozenset(name for name, there in found.items() if there)
 
@@ -147,7 +162,7 @@ class Block:
         return (
             not self.gated_norms
             and "norm before MLP" in self.features
-            and ("neurons" in self.features or self.expert_neurons is not None)
+            and not self.features.isdisjoint({"neurons", "expert neurons"})
         )
 
     @property
@@ -155,7 +170,8 @@ class Block:
         """Whether a bias of the values adds a constant to what attention writes: rows of the pattern sum to one, and
         nothing stands between values, pattern and output projection."""
         plain = self.qkv is not None or self.v is not None
-        return plain and self.o is not None and self.sinks is None and not self.z_from_call
+        between = self.clips or self.sinks is not None or self.z_from_call
+        return plain and self.o is not None and not between
 
     @property
     def post_norms(self) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -181,6 +197,14 @@ def instead_of_attention(path: str) -> dict[str, Any]:
     return {"attn_branch": path, **dict.fromkeys(("attn", "q", "k", "v", "qkv", "q_norm", "k_norm", "o"))}
 
 
+def _with_experts(block: Block, layer: Any) -> Block:
+    """The block with the form of a layer's experts, if it has some."""
+    if block.experts is None:
+        return block
+    router = None if block.router is None else layer.get_submodule(block.router)
+    return replace(block, expert_form=form_of(layer.get_submodule(block.experts), router))
+
+
 def refusal_of(refusals: Mapping[str, str], point: str) -> str | None:
     """The reason among ``refusals`` that is about a point, by its own name or by how its name begins."""
     for name, reason in refusals.items():
@@ -189,10 +213,11 @@ def refusal_of(refusals: Mapping[str, str], point: str) -> str | None:
     return None
 
 
-#: What the presence of a module below a layer changes, in families whose modules go by Llama's names.
+#: What the presence of a module or parameter below a layer changes, in families whose modules go by Llama's names.
 LLAMA_KINDS: Mapping[str, Mapping[str, Any]] = {
     "self_attn.q_norm": {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"},
     "self_attn.q_layernorm": {"q_norm": "self_attn.q_layernorm", "k_norm": "self_attn.k_layernorm"},
+    "self_attn.sinks": {"sinks": "self_attn.sinks"},
     "mlp.experts": mixture(),
     "mlp.router": {"router": "mlp.router"},
 }
@@ -221,7 +246,7 @@ class Architecture:
     unembed: str = "lm_head"
     #: An attribute, by its path from the root, that the final norm's output is divided by before the head.
     unembed_divisor: str | None = None
-    #: What a layer is made of, and what it changes that a module (by its path below the layer) is there.
+    #: What a layer is made of, and what it changes that a module or parameter (by its path below the layer) is there.
     block: Block = Block()
     kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     #: HF config attribute that lists something for each layer -> entry of the list -> what it changes in a layer.
@@ -276,7 +301,7 @@ class Architecture:
         """
         chosen, layers = self.for_config(hf_model.config), hf_model.get_submodule(self.layers)
         if len(chosen.blocks) == len(layers):
-            return chosen
+            return replace(chosen, blocks=tuple(map(_with_experts, chosen.blocks, layers)))
         text_config = hf_model.config.get_text_config(decoder=True)
         of_layer = (replace(chosen.block_of(layer), **chosen._listed(text_config, i)) for i, layer in enumerate(layers))
         return replace(chosen, blocks=tuple(of_layer))
@@ -290,10 +315,11 @@ class Architecture:
 
     def block_of(self, layer: Any) -> Block:
         """What a layer is made of, by its modules."""
-        return self.block_with({path for path, _ in layer.named_modules()})
+        there = {path for named in (layer.named_modules(), layer.named_parameters()) for path, _ in named}
+        return _with_experts(self.block_with(there), layer)
 
     def block_with(self, there: Collection[str]) -> Block:
-        """What a layer with these modules is made of."""
+        """What a layer with these modules and parameters is made of, apart from the form of its experts."""
         changes = dict[str, Any]()
         for path, change in {**LLAMA_KINDS, **self.kinds}.items():
             if path in there:
@@ -316,6 +342,11 @@ class Architecture:
         """The path of what reads the residual stream after the last layer."""
         return self.ln_final or self.unembed
 
+    @property
+    def final_call(self) -> int:
+        """Which call of the final norm's module is the final norm: the embedding may go through it, too."""
+        return int(self.ln_final is not None and self.ln_final == self.embed_norm)
+
     def layer(self, index: int) -> str:
         """The path of one layer."""
         return f"{self.layers}.{index}"
@@ -334,6 +365,11 @@ class Architecture:
         if path is None:
             raise LookupError(f"{self.model_type} has no {role!r} in layer {index}")
         return self.below(index, path)
+
+    @property
+    def n_experts(self) -> int:
+        """How many experts a layer has whose neurons can be shown."""
+        return max((block.expert_form.count for block in self.blocks), default=0)
 
     @property
     def features(self) -> frozenset[str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..parameters import factor_of
 from .norm_identities import norm_identities
-from .scores import position_bias, products, repeated, unrotated
+from .scores import clipped, position_bias, products, repeated, unrotated
 from .subject import Look, Subject
 
 
@@ -80,11 +80,23 @@ def _projections(subject: Subject, layer: int) -> Iterator[tuple]:
             name = letter.upper()
             yield f"{prefix}.attn.hook_{letter}", f"n @ W_{name} + b_{name}", projected(letter)
         if letter != "v" and subject.has(f"{prefix}.attn.{letter}_norm.hook_scale"):
-            yield from norm_identities(
-                subject, f"{prefix}.attn.{letter}_norm", _at(f"{prefix}.attn.hook_{letter}"), letter
-            )
+            norm_of = _rotated_norm if subject.block(layer).qk_norm_rotated else norm_identities
+            yield from norm_of(subject, f"{prefix}.attn.{letter}_norm", _at(f"{prefix}.attn.hook_{letter}"), letter)
 
     yield from _rotated(subject, layer)
+
+
+def _rotated_norm(
+    subject: Subject, prefix: str, source: Callable[[Look], Tensor], of: str
+) -> Iterator[tuple[str, str, Callable[[Look], Tensor]] | tuple]:
+    """Those of a norm that is given rotated heads: they are as long as before, and so are their products."""
+    (scale, equation, root), (normalized, _, divided) = norm_identities(subject, prefix, source, of)
+
+    def products(x: Tensor) -> Tensor:
+        return gram(x.reshape(source(subject.look()).shape))
+
+    yield scale, equation, root
+    yield normalized, f"{of} rotated / scale", lambda look: products(divided(look)), (), products
 
 
 def _rotated(subject: Subject, layer: int) -> Iterator[tuple]:
@@ -93,6 +105,9 @@ def _rotated(subject: Subject, layer: int) -> Iterator[tuple]:
     for letter in "qk":
         point = f"{prefix}.hook_rot_{letter}"
         if not subject.has(point) or not subject.has(f"{prefix}.hook_{letter}"):
+            continue
+        if subject.block(layer).qk_norm_rotated:
+            yield point, f"{letter}_norm's output", _reshaped(f"{prefix}.{letter}_norm", point)
             continue
 
         def before(look: Look, letter: str = letter, point: str = point) -> Tensor:
@@ -107,6 +122,10 @@ def gram(x: Tensor) -> Tensor:
     """The products of all heads of all rows of a batch at each position, ``[pos, batch*head, batch*head]``."""
     heads = x.transpose(0, 1).flatten(1, 2)
     return heads @ heads.transpose(-1, -2)
+
+
+def _reshaped(norm: str, point: str) -> Callable[[Look], Tensor]:
+    return lambda look: look.normed(norm).reshape(look[point].shape)
 
 
 def _at(point: str) -> Callable[[Look], Tensor]:
@@ -145,7 +164,8 @@ def _heads(subject: Subject, layer: int) -> Iterator[tuple]:
 
     def mixed(look: Look) -> Tensor:
         weights = look[pattern]
-        return torch.einsum("bhqk,bkhd->bqhd", weights, repeated(look[v], weights.shape[1]).to(weights.dtype))
+        heads = repeated(clipped(look[v], subject), weights.shape[1])
+        return torch.einsum("bhqk,bkhd->bqhd", weights, heads.to(weights.dtype))
 
     if subject.has(pattern):
         yield z, "pattern @ v", mixed, (v, pattern)
@@ -162,12 +182,19 @@ def shares(look: Look, layer: int) -> Tensor:
 def _output(subject: Subject, layer: int) -> Iterator[tuple]:
     prefix, block = f"blocks.{layer}", subject.block(layer)
     z, result, out = f"{prefix}.attn.hook_z", f"{prefix}.attn.hook_result", f"{prefix}.hook_attn_out"
+    unknown = block.z_from_call and block.z_norm is None
+
+    def given(look: Look) -> Tensor:
+        if block.z_norm is None:
+            return look[z]
+        norm: Any = subject.hf.get_submodule(subject.architecture.in_layer(layer, "z_norm"))
+        return norm(look[z].flatten(-2)).detach().view(look[z].shape)
 
     def by_head(look: Look) -> Tensor:
-        return torch.einsum("bphd,hdm->bphm", look[z], look.weight(f"{prefix}.attn.W_O"))
+        return torch.einsum("bphd,hdm->bphm", given(look), look.weight(f"{prefix}.attn.W_O"))
 
     def together(look: Look) -> Tensor:
-        if block.z_from_call and result not in look:
+        if unknown and result not in look:
             # What the heads write is known where it is shown only.
             return look[out]
         total = (look[result] if result in look else by_head(look)).sum(-2)
@@ -176,8 +203,8 @@ def _output(subject: Subject, layer: int) -> Iterator[tuple]:
 
     if "heads out" not in block.features or f"{prefix}.attn.W_O" not in subject.weight_names:
         return
-    if not block.z_from_call:
-        yield result, "z @ W_O, by head", by_head
+    if not unknown:
+        yield result, "z @ W_O, by head" if block.z_norm is None else "norm(z) @ W_O, by head", by_head
     factor = subject.factor(layer, "attn_factor")
     times = " * factor" if factor is not None else ""
     norm = subject.norm_behind(layer, "attn")

@@ -111,7 +111,9 @@ def check_against_modules(subject: Subject) -> list[Outcome]:
     for prefix in sorted(name.removesuffix(".hook_scale") for name in look.values if name.endswith(".hook_scale")):
         module = subject.model.mod_dict[prefix].path
         with findings.trying("norms' outputs", module):
-            output, value = plain.output(module), look.normed(prefix)
+            twice = architecture.final_call if module == architecture.ln_final else 0
+            output = plain.output(module, twice if prefix == "ln_final" else 0, 1 + twice)
+            value = look.normed(prefix)
             if _heads_first(subject, prefix):
                 output = output.transpose(1, 2)
             findings.compare("norms' outputs", value.reshape(output.shape).to(output.dtype), output, module)

@@ -28,13 +28,13 @@ class Captured:
     calls: dict[str, list[Pass]] = field(default_factory=dict)
     logits: Tensor | None = None
 
-    def output(self, path: str) -> Tensor:
-        """What the module's only call returned.
+    def output(self, path: str, call: int = 0, of: int = 1) -> Tensor:
+        """What a call of the module returned, of this many.
 
         Raises:
-            LookupError: if it was not called exactly once, or gave no tensor.
+            LookupError: if it was not called so often, or gave no tensor.
         """
-        return self._of(path).output  # type: ignore[return-value]
+        return self._of(path, call, of).output  # type: ignore[return-value]
 
     def input(self, path: str) -> Tensor:
         """What the module's only call was given.
@@ -44,11 +44,11 @@ class Captured:
         """
         return self._of(path).input  # type: ignore[return-value]
 
-    def _of(self, path: str) -> Pass:
+    def _of(self, path: str, call: int = 0, of: int = 1) -> Pass:
         calls = self.calls.get(path, [])
-        if len(calls) != 1:
+        if len(calls) != of:
             raise LookupError(f"{path!r} was called {len(calls)} times")
-        return calls[0]
+        return calls[call]
 
 
 def first_tensor(values: Any) -> Tensor | None:

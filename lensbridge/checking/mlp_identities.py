@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from ..utilities.activation_functions import SUPPORTED_ACTIVATIONS
+from .expert_identities import Mixture, expert_identities
 from .norm_identities import norm_identities
 from .subject import Look, Subject
 
@@ -37,8 +38,15 @@ def mlp_identities(subject: Subject, layer: int) -> Iterator[tuple]:
     def read(look: Look) -> Tensor:
         return look.normed(f"{prefix}.ln2") if normed else source(look)
 
+    if block.experts is not None:
+        mixture = Mixture(subject, layer, read)
+        yield from expert_identities(mixture)
+        posts = [mixture.point(expert, "post") for expert in range(mixture.experts.form.count)]
+        verifies = (mixture.weights, mixture.indices, *posts)
+        yield from _output(subject, layer, mixture.written, "the experts' sum in HuggingFace's MLP", verifies)
+        return
     yield from _neurons(subject, layer, read)
-    yield from _output(subject, layer)
+    yield from _neurons_output(subject, layer)
 
 
 def _neurons(subject: Subject, layer: int, read: Callable[[Look], Tensor]) -> Iterator[tuple]:
@@ -65,23 +73,30 @@ def _neurons(subject: Subject, layer: int, read: Callable[[Look], Tensor]) -> It
         else:
             yield pre, "n @ W_in + b_in", projected("W_in", "b_in")
 
-    act = _activation(subject)
+    act = _activation(subject, layer)
 
     def activated(look: Look) -> Tensor:
-        return act(look[pre]) * look[linear] if gated else act(look[pre])
+        return act(look[pre]).detach() * look[linear] if gated else act(look[pre]).detach()
 
-    yield post, "act_fn(pre) * pre_linear" if gated else "act_fn(pre)", activated, (pre, linear) if gated else (pre,)
+    mid, norm = f"{prefix}.hook_mid", f"{prefix}.ln"
+    active, equation = mid if subject.has(mid) else post, "act_fn(pre) * pre_linear" if gated else "act_fn(pre)"
+    yield active, equation, activated, (pre, linear) if gated else (pre,)
+    if active != post:
+        yield from norm_identities(subject, norm, lambda look: look[mid], "mid")
+        yield post, "ln's output", lambda look: look.normed(norm)
 
 
-def _activation(subject: Subject) -> Any:
+def _activation(subject: Subject, layer: int) -> Any:
     """The model's activation function: HuggingFace's of that name, where the two have one of the same name."""
+    if subject.block(layer).act is not None:
+        return subject.hf.get_submodule(subject.architecture.in_layer(layer, "act"))
     name = subject.model.cfg.act_fn
     return ACT2FN[name] if name in ACT2FN else SUPPORTED_ACTIVATIONS[name]
 
 
-def _output(subject: Subject, layer: int) -> Iterator[tuple]:
+def _neurons_output(subject: Subject, layer: int) -> Iterator[tuple]:
     prefix = f"blocks.{layer}"
-    post, out = f"{prefix}.mlp.hook_post", f"{prefix}.hook_mlp_out"
+    post = f"{prefix}.mlp.hook_post"
 
     def written(look: Look) -> Tensor:
         matrix, bias = look.weight(f"{prefix}.mlp.W_out"), look.weight(f"{prefix}.mlp.b_out")
@@ -89,17 +104,23 @@ def _output(subject: Subject, layer: int) -> Iterator[tuple]:
         value = torch.matmul(look[post], matrix)
         return value if bias is None else value + bias
 
-    if f"{prefix}.mlp.W_out" not in subject.weight_names or not subject.has(post):
-        return
+    if f"{prefix}.mlp.W_out" in subject.weight_names and subject.has(post):
+        yield from _output(subject, layer, written, "post @ W_out + b_out", (post,))
+
+
+def _output(
+    subject: Subject, layer: int, written: Callable[[Look], Tensor], name: str, verifies: tuple[str, ...]
+) -> Iterator[tuple]:
+    """From what the MLP's module returns, called ``name``, to what is added to the stream."""
     factor, norm = subject.factor(layer, "mlp_factor"), subject.norm_behind(layer, "mlp")
     times = " * factor" if factor is not None else ""
     if norm is not None:
-        yield from norm_identities(subject, norm, written, "post @ W_out + b_out")
+        yield from norm_identities(subject, norm, written, name)
         value: Callable[[Look], Tensor] = lambda look: look.normed(norm)  # noqa: E731
         equation = f"{norm.rsplit('.', 1)[-1]}'s output{times}"
     else:
-        value, equation = written, f"(post @ W_out + b_out){times}" if times else "post @ W_out + b_out"
+        value, equation = written, f"({name}){times}" if times else name
     if factor is not None:
         inner = value
         value = lambda look: inner(look) * factor  # noqa: E731
-    yield out, equation, value, (post,)
+    yield f"blocks.{layer}.hook_mlp_out", equation, value, verifies

@@ -19,7 +19,14 @@ def _meeting(look: Look, prefix: str, letter: str) -> Tensor:
 def unrotated(look: Look, prefix: str, letter: str) -> Tensor:
     """Queries or keys before they are rotated, and after their norm if they have one."""
     plain, norm = f"{prefix}.hook_{letter}", f"{prefix}.{letter}_norm"
-    return look.normed(norm).reshape(look[plain].shape) if f"{norm}.hook_scale" in look else look[plain]
+    value = look.normed(norm).reshape(look[plain].shape) if f"{norm}.hook_scale" in look else look[plain]
+    return clipped(value, look.subject)
+
+
+def clipped(x: Tensor, subject: Subject) -> Tensor:
+    """Queries, keys or values where the model clips them: behind their points."""
+    limit = subject.model.cfg.clip_qkv
+    return x if limit is None else x.clamp(-limit, limit)
 
 
 def repeated(x: Tensor, heads: int) -> Tensor:

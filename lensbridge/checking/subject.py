@@ -55,8 +55,12 @@ class Look:
     def affine(self, prefix: str, normalized: Tensor) -> Tensor:
         """What the norm at ``prefix`` returns for a normalised input."""
         gain, bias = self.weight(f"{prefix}.w"), self.weight(f"{prefix}.b")
-        value = normalized if gain is None else normalized * gain
-        return value if bias is None else value + bias
+        if gain is None:
+            return normalized if bias is None else normalized + bias
+        # Where there is a gain for each head, the norm's points lack the axis of heads.
+        value = normalized if gain.dim() == 1 else normalized.reshape(-1, *gain.shape)
+        value = value * gain if bias is None else value * gain + bias
+        return value.reshape(normalized.shape)
 
 
 class Subject:

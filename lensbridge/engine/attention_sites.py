@@ -107,10 +107,17 @@ class AttentionInputSite(Site):
 
 
 class QKVSite(Site):
-    """hook_q, hook_k and hook_v: slices of one projection's output, or one of them each."""
+    """hook_q, hook_k and hook_v: slices of one projection's output, or one of them each.
 
-    def __init__(self, layer: int, path: str, inputs: AttentionInputSite, letters: str = "qkv") -> None:
+    Args:
+        clips: whether what the projection returns is clipped in place, so that nobody may hold it.
+    """
+
+    def __init__(
+        self, layer: int, path: str, inputs: AttentionInputSite, letters: str = "qkv", clips: bool = False
+    ) -> None:
         self.layer = layer
+        self.clips = clips
         self.letters = letters
         self.names = tuple(f"blocks.{layer}.attn.hook_{letter}" for letter in letters)
         self.place = Place(path, "output")
@@ -134,10 +141,12 @@ class QKVSite(Site):
                 if edited:
                     parts[index], changed = self._write(run, letter, part, shown, value, maps), True
         if changed:
-            run.write(self.place, self._joined(run, parts))
+            joined = self._joined(run, parts)
+            run.write(self.place, joined.clone() if self.clips else joined)
 
     def _parts(self, run: Run) -> list[Tensor]:
         x, parameters = run.read(self.place), run.basis.weights.parameters
+        x = x.clone() if self.clips else x
         return [parameters.slice(x, letter, self.layer) for letter in self.letters.upper()]
 
     def _joined(self, run: Run, parts: list[Tensor]) -> Tensor:
@@ -230,6 +239,8 @@ class ScoresSite(Site):
         value = masked_scores(self.form.scores(raw, run))
         value, changed = run.fire(self.names[0], value, live=False)
         if changed:
+            if self.form.behind:
+                run.shares[self.layer] = self.form.share(raw, run)
             run.write(self.place, self.form.scores_to_hf(value, raw, run))
             run.edited_scores.add(self.layer)
 
@@ -268,6 +279,36 @@ class PatternSite(Site):
 
     def record(self, run: Run) -> None:
         run.keep(self.names[0], self.form.pattern(run.read(self.place), run))
+
+
+class SharedPatternSite(PatternSite):
+    """hook_pattern where sinks have their share behind the softmax: its output, times what they leave of each row."""
+
+    def __init__(self, layer: int, place: AnyPlace, scores: ScoresSite) -> None:
+        super().__init__(layer, place, scores)
+        self.scores = scores.place
+
+    def visit(self, run: Run) -> None:
+        share, raw = self.form.share(run.read(self.scores), run), run.read(self.place)
+        edited = self.layer in run.edited_scores
+        if edited:
+            raw = torch.where(raw.isnan(), torch.zeros_like(raw), raw)
+        value, changed = run.fire(self.names[0], raw * share, live=False)
+        if not (edited or changed):
+            return
+        # HuggingFace scales by what it had before an edit of the scores.
+        before = run.shares.pop(self.layer, share)
+        small = before.clamp(min=torch.finfo(before.dtype).tiny)
+        whole = value / small
+        if not edited:
+            # What was not edited stays as it is to the last bit.
+            shown = raw * share
+            whole = torch.where(value == shown, raw + (value - shown) / small, whole)
+        run.write(self.place, whole)
+
+    def record(self, run: Run) -> None:
+        share = self.form.share(run.read(self.scores), run)
+        run.keep(self.names[0], run.read(self.place) * share)
 
 
 class ZSite(Site):

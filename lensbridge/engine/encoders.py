@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from ..architectures.record import Softmax
 from ..basis import Stream
 from ..errors import SourceNotFoundError, UnsupportedModelError
-from .places import SoftmaxPlace, View, measure_order
+from .places import Event, SoftmaxPlace, View, measure_order
 from .plan import Listeners, edits_of
 from .sites import Run, Site
 from .turns import turn
@@ -65,7 +65,7 @@ class EncoderEngine:
         self._plans: dict[tuple, _Plan] = {}
         self._views: dict[tuple[int, bool], View] = {}
         self._running: list[View] = []
-        self._order: dict[tuple[str, str], int] | None = None
+        self._order: dict[Event, int] | None = None
 
     def run(self, path: str, args: tuple, kwargs: Mapping[str, Any], listeners: Listeners) -> Any:
         """What the module at ``path`` (empty for the whole model) returns for these arguments.
@@ -105,7 +105,7 @@ class EncoderEngine:
             self._plans[key] = _Plan(tuple(wanted), paths, looks_inside)
         return self._plans[key]
 
-    def _measured(self) -> dict[tuple[str, str], int]:
+    def _measured(self) -> dict[Event, int]:
         if self._order is None:
             device = next(self.hf_model.parameters()).device
             inputs = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in self.sample.items()}
@@ -182,11 +182,11 @@ def _needed(site: Site, edits: Mapping[str, bool]) -> bool:
     return any(name in edits for name in site.names) or any(edits.get(name) for name in site.after_edits_of)
 
 
-def _rank(site: Site, order: Mapping[tuple[str, str], int]) -> tuple[int, int]:
+def _rank(site: Site, order: Mapping[Event, int]) -> tuple[int, int]:
     place = site.place
     if isinstance(place, SoftmaxPlace):
-        return order[(place.path, "softmax")], int(place.side == "output")
-    return order[(place.path, place.side)], 0  # type: ignore[union-attr]
+        return order[(place.path, "softmax", 0)], int(place.side == "output")
+    return order[(place.path, place.side, 0)], 0  # type: ignore[union-attr]
 
 
 def _trace(part: Any, args: tuple, kwargs: Mapping[str, Any], run: Run, plan: _Plan) -> Any:

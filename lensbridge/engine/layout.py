@@ -18,9 +18,10 @@ from .attention_sites import (
     QKVSite,
     ResultSite,
     ScoresSite,
+    SharedPatternSite,
     ZSite,
 )
-from .expert_sites import ExpertsSite
+from .expert_sites import ChosenSite, NeuronsSite, ScoredSite
 from .norm_sites import CopySite, HeadNormSite, Norm, NormSite, ReaderSite, UnembedInSite
 from .places import AnyPlace, ArgumentPlace, FactorPlace, Place, ResultPlace, Side, SoftmaxPlace
 from .sites import (
@@ -55,9 +56,9 @@ def sites_of(
         before.append(BranchSite("hook_embed", embedding))
     if architecture.pos_embed is not None:
         before.append(PositionSite("hook_pos_embed", Place(architecture.pos_embed, "output")))
-    blocks = [_BlockLayout(architecture, layer, norms).sites() for layer in range(cfg.n_layers)]
+    blocks = [_BlockLayout(architecture, layer, norms, cfg.num_experts).sites() for layer in range(cfg.n_layers)]
     norm, head = architecture.ln_final and norms[architecture.ln_final], architecture.unembed
-    after: list[Site] = [NormSite("ln_final", norm, final=True)] if norm else []
+    after: list[Site] = [NormSite("ln_final", norm, final=True, call=architecture.final_call)] if norm else []
     into = _scaled(Place(head, "input"), "", architecture.unembed_divisor)
     after.append(UnembedInSite("unembed.hook_in", into, norm or None))
     return before, blocks, [*after, UnembedOutSite("unembed.hook_out", Place(head, "output"))]
@@ -65,17 +66,18 @@ def sites_of(
 
 def _scaled(place: Place, owner: str, factor: str | None) -> Place:
     """The place, with the factor that stands behind it."""
-    return place if factor is None else FactorPlace(place.path, place.side, place.flat, owner, factor)
+    return place if factor is None else FactorPlace(place.path, place.side, place.flat, owner=owner, factor=factor)
 
 
 class _BlockLayout:
     """The sites of one layer."""
 
-    def __init__(self, architecture: Architecture, layer: int, norms: Mapping[str, Norm]) -> None:
+    def __init__(self, architecture: Architecture, layer: int, norms: Mapping[str, Norm], n_experts: int) -> None:
         self.architecture = architecture
         self.block = architecture.blocks[layer]
         self.layer = layer
         self.norms = norms
+        self.n_experts = n_experts
         self.prefix = f"blocks.{layer}"
         self.root = architecture.layer(layer)
 
@@ -164,7 +166,7 @@ class _BlockLayout:
             inputs = AttentionInputSite(self.layer, start, norm, block.ln1 == block.ln2)
             fused = block.qkv is not None
             roles = ["qkv"] if fused else [role for role in ("q", "k", "v") if self.there(role)]
-            sites = [inputs, *(QKVSite(self.layer, self.path(role), inputs, role) for role in roles)]
+            sites = [inputs, *(QKVSite(self.layer, self.path(role), inputs, role, block.clips) for role in roles)]
         if block.attn is None:
             return sites
         sites += [site for letter in "qk" for site in self.head_norm(letter)]
@@ -188,9 +190,9 @@ class _BlockLayout:
     def heads(self) -> list[Site]:
         """Scores, pattern, z and what the heads write."""
         block, layer = self.block, self.layer
-        form = SquareForm(self.root, block.sinks, block.flat_heads)
+        form = SquareForm(self.root, block.sinks, block.flat_heads, block.sinks_behind)
         scores = ScoresSite(layer, self.square("input"), form)
-        pattern = PatternSite(layer, self.square("output"), scores)
+        pattern = (SharedPatternSite if form.behind else PatternSite)(layer, self.square("output"), scores)
         sites: list[Site] = [scores, pattern]
         upstream = (*scores.names, *pattern.names)
         if block.z_from_call or block.o is None:
@@ -223,9 +225,17 @@ class _BlockLayout:
             ln2 = NormSite(f"{prefix}.ln2", norm, reader=f"{prefix}.mlp.hook_in", shared=shared, flat=block.flat_mlp)
             copy = CopySite(f"{prefix}.hook_mlp_in", ln2.place, ln2 if shared else None)
             sites += [copy, ln2, *([ReaderSite(ln2, copy, self.place("mlp", "input"))] if shared else [])]
-        if block.experts is not None:
-            sites.append(ExpertsSite(prefix, self.path("experts"), block))
-        return [*sites, *(self.neurons() if block.mlp_out is not None else [])]
+        return [*sites, *(self.neurons() if block.mlp_out is not None else self.experts())]
+
+    def experts(self) -> list[Site]:
+        """Which experts are chosen, and what they compute."""
+        block, prefix = self.block, self.prefix
+        if block.experts is None:
+            return []
+        path, form = self.path("experts"), block.expert_form
+        count = form.count or self.n_experts
+        choice = ScoredSite(prefix, self.path("router")) if block.weighs_all else ChosenSite(prefix, path, count)
+        return [choice, *([NeuronsSite(prefix, path, form, block.weighs_all)] if form.count else [])]
 
     def neurons(self) -> list[Site]:
         """The MLP's activations."""
@@ -237,4 +247,7 @@ class _BlockLayout:
             sites = [PlainSite(pre, self.place("gate", "output")), PlainSite(linear, self.place("mlp_in", "output"))]
         else:
             sites = [PlainSite(pre, self.place("mlp_in", "output"))]
+        if block.neuron_norm is not None:
+            sites.append(PlainSite(f"{self.prefix}.mlp.hook_mid", self.place("neuron_norm", "input")))
+            sites += self.norm_sites("neuron_norm", "mlp.ln")
         return [*sites, PlainSite(f"{self.prefix}.mlp.hook_post", self.place("mlp_out", "input"))]

@@ -36,7 +36,9 @@ class Norm:
         """The norm ``module`` at ``path`` of a model of this architecture."""
         eps = architecture.norm_eps
         if eps is None:
-            eps = next(getattr(module, name) for name in EPSILONS if hasattr(module, name))
+            # One norm for each head, perhaps.
+            holder = module.norms[0] if hasattr(module, "norms") else module
+            eps = next(getattr(holder, name) for name in EPSILONS if hasattr(holder, name))
         return cls(path, float(eps), is_centred(module, architecture), folds)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,6 +110,7 @@ class NormSite(Site):
     Args:
         shared: whether others read the norm's output, too, so that an edit goes in at the reader (`ReaderSite`).
         flat: whether batch and position are one axis there.
+        call: the number of the norm's call, if it is called more than once.
     """
 
     def __init__(
@@ -118,14 +121,15 @@ class NormSite(Site):
         reader: str | None = None,
         shared: bool = False,
         flat: bool = False,
+        call: int = 0,
     ) -> None:
         self.names = (*names_of(prefix), *(() if reader is None else (reader,)))
         self.reader = reader
         self.prefix = prefix
         self.norm = norm
         self.final = final
-        self.place = Place(norm.path, "input", flat)
-        self.output = Place(norm.path, "output", flat)
+        self.place = Place(norm.path, "input", flat, call)
+        self.output = Place(norm.path, "output", flat, call)
         self.shared = shared
 
     def visit(self, run: Run) -> None:

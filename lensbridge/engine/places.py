@@ -8,6 +8,7 @@ between families, so it is measured, once per model, by a run on two tokens.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from nnsight import NNsight
+from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -24,6 +26,8 @@ from ..parameters import factor_of
 from .operations import Operation
 
 Side = Literal["input", "output"]
+#: A module's path; "input", "output" or (of an attention) "softmax"; how often the forward pass had come there before.
+Event = tuple[str, str, int]
 
 
 class View:
@@ -90,12 +94,16 @@ class View:
 
     def show(self, point: nn.Module, value: Tensor) -> Any:
         """Call a hook point from inside a run; what its hooks run on the HF model is not part of this run."""
+        return self.apart(point, value)
+
+    def apart(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call something from inside a run; what it runs on the HF model is not part of this run."""
         interleaver, foreign = self.nnsight.interleaver, self._foreign
         interleaver.interleaving = False
         for attributes, theirs, _ in foreign:
             _put(attributes, theirs)
         try:
-            return point(value)
+            return function(*args)
         finally:
             for attributes, _, ours in foreign:
                 _put(attributes, ours)
@@ -142,20 +150,42 @@ def _put(attributes: dict[str, Any], handle: tuple[Any, Any]) -> None:
         del attributes["__nnsight__"]
 
 
+@contextmanager
+def _at_call(number: int) -> Iterator[None]:
+    """The time in which what is asked for is that of a later call of a module: nnsight's is the first one's."""
+    if number == 0:
+        yield
+        return
+    mediator = Mediator.current("a call")
+    before, mediator.iteration = mediator.iteration, number
+    try:
+        yield
+    finally:
+        mediator.iteration = before
+
+
 @dataclass(frozen=True)
 class Place:
     """The input or output of a module of the HF model; of a tuple output, the first entry.
 
-    ``flat`` if batch and position are one axis there, which is for who reads it to undo.
+    ``flat`` if batch and position are one axis there, which is for who reads it to undo; ``call`` is the number of the
+    module's call, where it is called more than once.
     """
 
     path: str
     side: Side
     flat: bool = False
+    call: int = 0
+
+    @property
+    def event(self) -> Event:
+        """What is measured when the forward pass comes here."""
+        return (self.path, self.side, self.call)
 
     def read(self, view: View) -> Tensor:
         """The live tensor; waits until the forward pass gets here."""
-        value = getattr(view[self.path], self.side)
+        with _at_call(self.call):
+            value = getattr(view[self.path], self.side)
         return value[0] if isinstance(value, tuple | list) else value
 
     def write(self, view: View, value: Tensor) -> None:
@@ -163,11 +193,12 @@ class Place:
         envoy = view[self.path]
         # What a hook has rearranged or expanded has other strides, and HF's modules look at tensors with ``view``.
         value = value.contiguous()
-        if self.side == "input":
-            envoy.input = value
-            return
-        now = envoy.output
-        envoy.output = type(now)((value, *now[1:])) if isinstance(now, tuple | list) else value
+        with _at_call(self.call):
+            if self.side == "input":
+                envoy.input = value
+                return
+            now = envoy.output
+            envoy.output = type(now)((value, *now[1:])) if isinstance(now, tuple | list) else value
 
 
 @dataclass(frozen=True)
@@ -254,8 +285,8 @@ class _SoftmaxRecorder(TorchFunctionMode):
 
 def measure_order(
     hf_model: nn.Module, attention_paths: list[str], inputs: Mapping[str, Any] | None = None
-) -> dict[tuple[str, str], int]:
-    """(path, "input" | "output" | "softmax") -> rank of its first occurrence in a forward pass.
+) -> dict[Event, int]:
+    """Event -> its rank in a forward pass.
 
     The model must be using eager attention for the softmax to be seen. Random state and modes are left as they were.
 
@@ -290,7 +321,10 @@ def measure_order(
     finally:
         for handle in handles:
             handle.remove()
-    order: dict[tuple[str, str], int] = {}
+    order: dict[Event, int] = {}
+    times: Counter[tuple[str, str]] = Counter()
     for rank, event in enumerate(events):
-        order.setdefault(event, rank)
+        path, moment = event
+        order[path, moment, times[event]] = rank
+        times[event] += 1
     return order

@@ -14,7 +14,7 @@ from torch import nn
 from ..basis import Basis
 from ..hook_points import HookPoint
 from .norm_sites import NormSite
-from .places import ArgumentPlace, ResultPlace, SoftmaxPlace
+from .places import ArgumentPlace, Event, ResultPlace, SoftmaxPlace
 from .sites import Site
 
 #: The points that somebody listens to, by name.
@@ -52,7 +52,7 @@ def make_plan(
     listened: Iterable[str],
     edits: Mapping[str, bool],
     basis: Basis,
-    order: Mapping[tuple[str, str], int],
+    order: Mapping[Event, int],
     ends: Iterable[str],
 ) -> Plan:
     """The sites to visit.
@@ -87,13 +87,13 @@ def _needed(site: Site, listened: set[str], edits: Mapping[str, bool], basis: Ba
     return final and basis.processing.fold_ln and "unembed.hook_in" in listened
 
 
-def rank_of(site: Site, order: Mapping[tuple[str, str], int]) -> tuple[int, int]:
+def rank_of(site: Site, order: Mapping[Event, int]) -> tuple[int, int]:
     """Sites at one place keep the list's order, by Python's stable sort; an operation's input precedes its output."""
     place = site.place
     if isinstance(place, ArgumentPlace):
-        return order.get((place.path, "softmax"), 0), -1
+        return order.get((place.path, "softmax", 0), 0), -1
     if isinstance(place, ResultPlace):
-        return order.get((place.path, "softmax"), 0), 2
+        return order.get((place.path, "softmax", 0), 0), 2
     if isinstance(place, SoftmaxPlace):
-        return order.get((place.path, "softmax"), 0), int(place.side == "output")
-    return order[(place.path, place.side)], 0
+        return order.get((place.path, "softmax", 0), 0), int(place.side == "output")
+    return order[place.event], 0

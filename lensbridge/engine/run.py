@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,13 +23,13 @@ from ..basis import Basis, Stream
 from ..errors import SourceNotFoundError, UnsupportedModelError
 from .layout import sites_of
 from .norm_sites import Norm
-from .places import Place, View, measure_order
+from .places import Event, Place, View, measure_order
 from .plan import Listeners, Plan, Span, edits_of, make_plan, rank_of
 from .sites import Recording, Run, Site
 from .turns import Turns, in_turn, turn
 
 #: Norms that processing leaves as they are: nothing linear reads what they return.
-UNFOLDED_NORMS = dict.fromkeys(("ln1_post", "ln2_post", "q_norm", "k_norm"), False)
+UNFOLDED_NORMS = dict.fromkeys(("ln1_post", "ln2_post", "q_norm", "k_norm", "neuron_norm"), False)
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Engine:
         self._plans: dict[tuple, Plan] = {}
         self._views: dict[tuple, View] = {}
         self._running: list[View] = []
-        self._order: dict[tuple[str, str], int] | None = None
+        self._order: dict[Event, int] | None = None
         self._turns: Turns | None = None
 
     @property
@@ -143,7 +143,7 @@ class Engine:
         return sites
 
     @property
-    def order(self) -> dict[tuple[str, str], int]:
+    def order(self) -> dict[Event, int]:
         """The measured order of the model's places; the first use measures it."""
         if self._order is None:
             with self.eager_attention():
@@ -209,7 +209,8 @@ class Engine:
         if request.span.unembeds:
             return self.basis.logits(self.hf_model(**request.inputs).logits, ours=True)
         path = self.architecture.unembed if request.span.norm else self._end(request.span)
-        handle = self.hf_model.get_submodule(path).register_forward_pre_hook(_leave)
+        leave = _Leave(self.architecture.final_call if path == self.architecture.ln_final else 0)
+        handle = self.hf_model.get_submodule(path).register_forward_pre_hook(leave)
         try:
             self._outermost(needed=request.span.norm)(**request.inputs)
         except _Reached as reached:
@@ -308,8 +309,16 @@ class _Reached(Exception):
         self.value = value
 
 
-def _leave(module: nn.Module, args: tuple) -> None:
-    raise _Reached(args[0])
+class _Leave:
+    """A hook that ends the run where a module is called, once it has been called a number of times."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls = calls
+
+    def __call__(self, module: nn.Module, args: tuple) -> None:
+        if self.calls == 0:
+            raise _Reached(args[0])
+        self.calls -= 1
 
 
 def _trace(view: View, architecture: Architecture, run: Run, plan: Plan, request: Request) -> Tensor | None:
@@ -334,11 +343,10 @@ def _walk(view: View, architecture: Architecture, run: Run, plan: Plan, request:
         for site in plan.sites:
             site.record(run)
     if not span.norm:
-        end = architecture.behind_layers if span.stop >= n_layers else architecture.layer(span.stop)
-        return run.stream.read(Place(end, "input").read(view))
+        return run.stream.read(_stream_before(architecture, span.stop, n_layers).read(view))
     if not span.unembeds:
-        last = Place(architecture.behind_layers, "output" if architecture.ln_final is not None else "input")
-        last.read(view)
+        last = _stream_before(architecture, n_layers, n_layers)
+        (last if architecture.ln_final is None else replace(last, side="output")).read(view)
         return None
     if architecture.after_unembed:
         return run.basis.logits(view.nnsight.output.logits)
@@ -351,6 +359,12 @@ def _start_from(view: View, architecture: Architecture, run: Run, residual: Tens
     """Let the blocks before ``start`` pass and put ``residual`` where the next module reads the stream."""
     for layer in range(min(start, run.cfg.n_layers)):
         view[architecture.layer(layer)].skip(residual)
-    here = architecture.layer(start) if start < run.cfg.n_layers else architecture.behind_layers
-    Place(here, "input").write(view, residual)
+    _stream_before(architecture, start, run.cfg.n_layers).write(view, residual)
     run.stream.written(residual)
+
+
+def _stream_before(architecture: Architecture, layer: int, n_layers: int) -> Place:
+    """Where the residual stream before a layer is, or behind the last one."""
+    if layer < n_layers:
+        return Place(architecture.layer(layer), "input")
+    return Place(architecture.behind_layers, "input", call=architecture.final_call)

@@ -63,6 +63,8 @@ class Run:
     parts: dict[str, Tensor] = field(default_factory=dict)
     #: layer -> 1 - sum of each row of an edited pattern, [batch, head, query_pos].
     missing_rows: dict[int, Tensor] = field(default_factory=dict)
+    #: layer -> what sinks left of each row of the pattern before its scores were edited (`SquareForm.share`).
+    shares: dict[int, Tensor] = field(default_factory=dict)
     #: Layers whose scores were edited, so that a softmax row may be NaN.
     edited_scores: set[int] = field(default_factory=set)
     #: layer -> value bias, computed once per run.
@@ -109,9 +111,13 @@ class Run:
         """`Basis.value_bias`, once per run."""
         if layer not in self.value_biases:
             # Without an edit it cancels out, and needs no graph.
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self._any_edit):
+            with self.graph_if_edited():
                 self.value_biases[layer] = self.basis.value_bias(layer)
         return self.value_biases[layer]
+
+    def graph_if_edited(self) -> torch.set_grad_enabled:
+        """The time in which something is computed that lies on the graph only where somebody may edit."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and self._any_edit)
 
     def listens(self, name: str) -> bool:
         """Whether a value has to be shown at ``name`` or kept from there."""

@@ -2,7 +2,7 @@
 
 Nearly everywhere as TransformerLens has them, [batch, head, query, key]. Some families make one axis of batch and head;
 with sinks (Xiao et al. 2024) there is a last column with a learned logit for each head, and scores are shifted by their
-row's maximum.
+row's maximum; or the softmax goes without, and what the heads write is scaled by what the sink leaves of each row.
 """
 
 from __future__ import annotations
@@ -24,27 +24,33 @@ class SquareForm:
         layer: the path of the layer in the HF model.
         sinks: below it, the attribute that holds each head's extra logit.
         flat: whether batch and head are one axis.
+        behind: whether the sinks have their share behind the softmax.
     """
 
     layer: str
     sinks: str | None = None
     flat: bool = False
+    behind: bool = False
 
     @property
     def plain(self) -> bool:
-        """Whether it is TransformerLens' form."""
-        return self.sinks is None and not self.flat
+        """Whether scores are in TransformerLens' form."""
+        return (self.sinks is None or self.behind) and not self.flat
+
+    @property
+    def _has_column(self) -> bool:
+        return self.sinks is not None and not self.behind
 
     def scores(self, x: Tensor, run: Run) -> Tensor:
         """The scores in a softmax's input."""
-        if self.sinks is not None:
+        if self._has_column:
             # What was taken from the row shows in the last column.
             return x[..., :-1] + (self._sink(run) - x[..., -1:])
         return self.pattern(x, run)
 
     def scores_to_hf(self, value: Tensor, x: Tensor, run: Run) -> Tensor:
         """The softmax's input with other scores in it; ``x`` is what it was."""
-        if self.sinks is None:
+        if not self._has_column:
             return self.pattern_to_hf(value, x)
         sink = self._sink(run)
         whole = torch.cat([value, sink.expand(*value.shape[:-1], 1)], dim=-1)
@@ -52,15 +58,20 @@ class SquareForm:
 
     def pattern(self, x: Tensor, run: Run) -> Tensor:
         """The pattern in a softmax's output."""
-        if self.sinks is not None:
+        if self._has_column:
             return x[..., :-1]
         return x.unflatten(0, (run.batch_size, -1)) if self.flat else x
 
     def pattern_to_hf(self, value: Tensor, x: Tensor) -> Tensor:
         """The softmax's output with another pattern in it; ``x`` is what it was."""
-        if self.sinks is not None:
+        if self._has_column:
             return torch.cat([value, x[..., -1:]], dim=-1)
         return value.flatten(0, 1) if self.flat else value
+
+    def share(self, scores: Tensor, run: Run) -> Tensor:
+        """What the sinks leave of each row of the pattern, ``[batch, head, query, 1]``."""
+        total = torch.logsumexp(scores, dim=-1, keepdim=True)
+        return torch.sigmoid((total - self._sink(run)).float()).to(scores.dtype)
 
     def _sink(self, run: Run) -> Tensor:
         sinks = factor_of(run.view.module(self.layer), self.sinks)

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import HookError, TraceError
 from ..hook_points import HookPoint
 from .norm_sites import FINAL_READERS, NormSite
+from .places import Event
 from .plan import rank_of
 from .sites import Run, Site
 
@@ -105,7 +106,7 @@ class Walk:
         self,
         run: TraceRun,
         sites: Iterable[Site],
-        order: Mapping[tuple[str, str], int],
+        order: Mapping[Event, int],
         points: Mapping[str, HookPoint],
         check: Any,
     ) -> None:
@@ -207,6 +208,8 @@ class Walk:
             raise TraceError(
                 f"{name!r} was asked for, but the forward pass had come past it, or never comes by: {self._too_late()}"
             ) from None
+        if self._visit is None:
+            raise TraceError(f"{name!r} has no value in this run: no token was sent to this expert")
 
     def _too_late(self) -> str:
         return (
@@ -243,7 +246,7 @@ class Walk:
             return END
         path, _, inside = location.removeprefix("model.").partition(".source.")
         path, _, side = (path, "", "input") if inside else path.rpartition(".")
-        rank = self.order.get((path, "output" if side == "output" else "input"))
+        rank = self.order.get((path, "output" if side == "output" else "input", 0))
         return None if rank is None else (rank, 0)
 
     # --- visits -------------------------------------------------------------------------------------------------------

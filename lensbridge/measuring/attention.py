@@ -320,7 +320,7 @@ class AttentionReader:
         norms = {letter: source.norms for letter, source in sources.items() if isinstance(source, Source)}
         late = [self._behind_rotation(given[letter], sources[letter]) for letter in ("query", "key")]
         if any(late):
-            found.refuse("the norms of queries and keys stand behind their rotation", *QK_NORMS)
+            self._late_norms(late, sources)
         elif len(norms.get("query", ())) == len(norms.get("key", ())) == 1:
             forms = {letter: self._norm_form(norms[letter][0], sources[letter]) for letter in ("query", "key")}
             if forms["query"] == forms["key"] is not None:
@@ -331,21 +331,32 @@ class AttentionReader:
         elif norms.get("query") or norms.get("key"):
             found.refuse("queries and keys are not normed alike", *QK_NORMS)
 
+    def _late_norms(self, late: list[Call | None], sources: dict[str, Source | str]) -> None:
+        """Norms of what is rotated already."""
+        query, key = late
+        forms = [call and self._norm_form(call, sources[letter]) for call, letter in zip(late, LETTERS, strict=False)]
+        obstacles = [call is not None and self.trace.norms[call.path].obstacle is not None for call in late]
+        if query is None or key is None or forms[0] is None or forms[0] != forms[1] or any(obstacles):
+            reason = "norms of queries and keys stand behind their rotation, in a way that is not known"
+            self.found.refuse(reason, *QK_NORMS)
+            return
+        paths = {"q_norm": self.relative(query.path), "k_norm": self.relative(key.path)}
+        self.found.fields |= paths | forms[0] | {"qk_norm_rotated": True}
+
     def _norm_form(self, norm: Call, source: Any) -> dict[str, Any] | None:
         shape, (heads, size) = self.flow.shape(norm.input or 0), source.columns.shape
         if len(shape) == 4 and shape[-1] == size:
             return {"qk_norm_heads_first": True} if shape[2] == self.length else {}
         return {"qk_norm_over": "all"} if len(shape) == 3 and shape[-1] == heads * size else None
 
-    def _behind_rotation(self, value: Value, source: Source | str) -> bool:
-        """Whether a norm stands between the rotation and ``value``."""
+    def _behind_rotation(self, value: Value, source: Source | str) -> Call | None:
+        """The norm between the rotation and ``value``, if there is one."""
         if isinstance(source, str):
-            return False
+            return None
         held = self.projections.held[id(source.call)]
         ancestors = self.flow.ancestors(value, since=self.layer.start)
         outputs = [call for root, call in self.trace.norm_outputs.items() if root in ancestors]
-        reads = [call for call in outputs if call.start >= source.call.end and call.input not in held]
-        return bool(reads)
+        return next((call for call in outputs if call.start >= source.call.end and call.input not in held), None)
 
     # --- what the heads write -----------------------------------------------------------------------------------------
 
@@ -363,8 +374,7 @@ class AttentionReader:
                 held = spread.get(call.input or -1)
                 if held is None or not held.plain:
                     continue
-                width = held.columns.shape[-1]
-                if torch.equal(held.columns.flatten(0, -2)[0], torch.arange(width)):
+                if self._in_order(held.columns):
                     fields["o"] = self.relative(call.path)
                     return
                 found.refuse(f"{self.relative(call.path)} does not read one head after the other", *RESULT)
@@ -385,6 +395,21 @@ class AttentionReader:
         readers = [call for call in calls if self.flow.depends(call.input or 0, {self.z}, since=self.op.time)]
         if readers:
             fields["o"] = self.relative(readers[0].path)
+            norm = self.trace.norm_outputs.get(self.flow.root(readers[0].input or 0))
+            if norm is not None and self._reads_heads(norm.input):
+                fields["z_norm"] = self.relative(norm.path)
+
+    def _reads_heads(self, value: Value | None) -> bool:
+        """Whether a value is what the heads write, one after the other."""
+        columns = self._z_columns()
+        if columns is None or self.z is None:
+            return False
+        held = self.flow.spread(self.z, self.layer.end, columns=columns).get(value or -1)
+        return held is not None and held.plain and self._in_order(held.columns)
+
+    def _in_order(self, columns: Tensor) -> bool:
+        row = columns.flatten(0, -2)[0]
+        return torch.equal(row, torch.arange(len(row)))
 
     def _z_columns(self) -> Tensor | None:
         """For each element of what the heads write, its place in [head, d_head]."""

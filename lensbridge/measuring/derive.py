@@ -15,7 +15,7 @@ from typing import Any
 from ..architectures.record import LLAMA_KINDS, Architecture, Block
 from ..hf_config import USUAL_NAMES, usual
 from .facts import Facts
-from .findings import BLOCK, Findings
+from .findings import BLOCK, NEURONS, Findings
 from .norms import EPSILONS, NormFact
 
 #: The roles of a block that are norms, and the points that each is shown at.
@@ -26,6 +26,8 @@ NORMS = {
     "ln2_post": (f"{BLOCK}ln2_post.",),
     "q_norm": (f"{BLOCK}attn.q_norm.",),
     "k_norm": (f"{BLOCK}attn.k_norm.",),
+    "z_norm": (f"{BLOCK}attn.hook_result",),
+    "neuron_norm": NEURONS,
 }
 #: Field of TransformerLens' config -> what is in the name of an attribute that holds it.
 WORDS = {
@@ -136,7 +138,7 @@ def with_blocks(
     """The record with a block, and kinds of layers, that give these blocks to layers with these modules.
 
     Where no module tells layers apart, one of the config's ``lists`` may; or else the record holds the blocks of this
-    very model.
+    very model, and is no other's.
     """
     often = sorted({repr(block): block for block in blocks}.values(), key=lambda block: -blocks.count(block))
     unsaid = _unsaid(blocks, modules)
@@ -150,7 +152,7 @@ def with_blocks(
             continue
         by_layer = _by_layer(plain, blocks, lists)
         if by_layer is not None:
-            return replace(found, by_layer=by_layer, blocks=tuple(blocks))
+            return replace(found, by_layer=by_layer)
     return replace(record, block=often[0], blocks=tuple(blocks))
 
 

@@ -31,7 +31,7 @@ class Facts:
     #: Around the layers; one entry per layer; and what there is no such points for.
     whole: Findings
     layers: list[Findings]
-    #: The modules in each layer, by their paths below it.
+    #: The modules and parameters in each layer, by their paths below it.
     modules: list[frozenset[str]]
     norms: dict[str, NormFact] = field(default_factory=dict)
     #: What TransformerLens' config says of the model: field -> value.
@@ -62,14 +62,17 @@ def measure(hf_model: Any) -> Facts:
     whole.fields["layers"] = path
     readers = [LayerReader(trace, call) for call in calls]
     layers = [reader.read() for reader in readers]
-    modules = [
-        frozenset(name for name, _ in hf_model.get_submodule(call.path).named_modules() if name) for call in calls
-    ]
+    modules = [_parts(hf_model.get_submodule(call.path)) for call in calls]
     facts = Facts(
         getattr(hf_model.config, "model_type", "") or "", type(hf_model).__name__, whole, layers, modules, trace.norms
     )
     facts.values = _values(trace, readers, layers)
     return facts
+
+
+def _parts(layer: Any) -> frozenset[str]:
+    """The modules and parameters of a layer, by their paths."""
+    return frozenset(path for named in (layer.named_modules(), layer.named_parameters()) for path, _ in named if path)
 
 
 def _no_stream(hf_model: Any, reason: str) -> UnsupportedModelError:

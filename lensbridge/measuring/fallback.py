@@ -7,7 +7,6 @@ precision, checked, and kept for the next time.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +85,7 @@ def _measured_on(hf_model: Any) -> Architecture:
     record = derive(measure(hf_model), hf_model.config)
     # In half precision, identities hold too roughly to tell what is wrong.
     exact = all(parameter.dtype in (torch.float32, torch.float64) for parameter in hf_model.parameters())
-    record = checked(hf_model, record) if exact else record
-    general = replace(record, blocks=())
-    return general if general.for_model(hf_model).blocks == record.blocks else record
+    return checked(hf_model, record) if exact else record
 
 
 def can_run(hf_model: Any) -> bool:
@@ -128,8 +125,8 @@ def fits(record: Architecture, hf_model: Any) -> bool:
 
 #: The roles of a block that are modules.
 ROLES = tuple(
-    "ln1 attn q k v qkv q_norm k_norm o ln1_post ln2 mlp gate mlp_in mlp_out experts router ln2_post attn_branch "
-    "mlp_branch attn_also mlp_also middle".split()
+    "ln1 attn q k v qkv q_norm k_norm o z_norm ln1_post ln2 mlp gate mlp_in mlp_out neuron_norm act experts router "
+    "ln2_post attn_branch mlp_branch attn_also mlp_also middle".split()
 )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .findings import EXPERT_NEURONS, EXPERTS, NEURONS, Findings
+from .findings import EXPERTS, NEURONS, Findings
 from .projections import affine_calls
 from .recording import Call, Value
 from .stream import Term, Trace
@@ -76,6 +76,10 @@ class MlpReader:
         """Fill in the projections around the neurons, which ``out`` reads; the paths of all that were found."""
         fields, post = self.found.fields, out.input
         assert post is not None
+        norm = self.trace.norm_outputs.get(self.flow.root(post))
+        if norm is not None and norm.input is not None and self.trace.norms[norm.path].obstacle is None:
+            fields["neuron_norm"] = self.relative(norm.path)
+            post = norm.input
         behind = self._direct(post, affine)
         groups = self._groups(post, behind)
         if len(groups) == 1 and groups[0].whole:
@@ -178,7 +182,6 @@ class MlpReader:
                 fields["router"] = self.relative(
                     min(chooser, key=lambda each: (each.path.count("."), -each.start)).path
                 )
-            found.refuse("how its experts store their weights was not looked at", *EXPERT_NEURONS)
             return
         found.refuse("no module is called with the experts chosen for each token and their weights", *EXPERTS)
 

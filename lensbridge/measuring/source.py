@@ -27,13 +27,13 @@ def write_record(record: Architecture) -> str:
     record = _lean(record)
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", re.sub(r"For[A-Z]\w*$|LMHeadModel$", "", record.hf_class)).upper()
     body = f"{name} = {_source(record, 0, len(name) + 3)}\n"
-    parts = ("Block", "Softmax", "Layout", "GROUPS", "ExpertNeurons")
+    parts = ("Block", "Softmax", "Layout", "GROUPS")
     imports = _imports(["Architecture", *(each for each in parts if re.search(rf"\b{each}\b", body))])
     return f'"""{record.hf_class} (name its paper).\n\n- {TO_SAY}\n"""\n\n{imports}\n{body}'
 
 
 def _imports(names: list[str]) -> str:
-    forms = sorted({"Softmax", "Layout", "GROUPS", "ExpertNeurons"} & set(names))
+    forms = sorted({"Softmax", "Layout", "GROUPS"} & set(names))
     records = sorted({"Architecture", "Block"} & set(names))
     lines = [f"from .forms import {', '.join(forms)}"] if forms else []
     return "\n".join([*lines, f"from .record import {', '.join(records)}"]) + "\n"
