@@ -36,7 +36,8 @@ Runs a model on a few random tokens and looks whether its hook points keep what 
 bit by bit, the identities between points, the effects of edits, gradients, padding, generation. A name of a family
 (gemma2) or of a HuggingFace class (Gemma2ForCausalLM) is checked on a tiny random copy; --tiny does so for the config
 of a checkpoint. A class of one's own is named as package.module:Class. Where a class has no record, one is measured,
-and --write puts it into a file as a family's would be. The exit code is 0 if everything holds that is not known not to."""
+and --write puts it into a file as a family's would be. The exit code is 0 if everything holds that is not known not
+to."""
 
 STYLES = {"holds": "green", "known": "yellow", "absent": "dim", "fails": "red"}
 

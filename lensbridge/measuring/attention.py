@@ -274,6 +274,8 @@ class AttentionReader:
                 problems[letter] = f"they are normed, scaled or mixed after {self.relative(source.path)}"
             else:
                 plain[letter] = source
+        if any(source.clipped for source in plain.values()):
+            self.found.fields["clips"] = True
         paths = {source.path for source in plain.values()}
         if len(plain) == 3 and len(paths) == 1:
             self._fused(plain)
@@ -334,14 +336,17 @@ class AttentionReader:
     def _late_norms(self, late: list[Call | None], sources: dict[str, Source | str]) -> None:
         """Norms of what is rotated already."""
         query, key = late
-        forms = [call and self._norm_form(call, sources[letter]) for call, letter in zip(late, LETTERS, strict=False)]
+        forms = [
+            None if call is None else self._norm_form(call, sources[letter])
+            for call, letter in zip(late, LETTERS, strict=False)
+        ]
         obstacles = [call is not None and self.trace.norms[call.path].obstacle is not None for call in late]
         if query is None or key is None or forms[0] is None or forms[0] != forms[1] or any(obstacles):
             reason = "norms of queries and keys stand behind their rotation, in a way that is not known"
             self.found.refuse(reason, *QK_NORMS)
             return
         paths = {"q_norm": self.relative(query.path), "k_norm": self.relative(key.path)}
-        self.found.fields |= paths | forms[0] | {"qk_norm_rotated": True}
+        self.found.fields |= {**paths, **forms[0], "qk_norm_rotated": True}
 
     def _norm_form(self, norm: Call, source: Any) -> dict[str, Any] | None:
         shape, (heads, size) = self.flow.shape(norm.input or 0), source.columns.shape

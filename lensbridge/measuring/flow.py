@@ -39,11 +39,13 @@ class Held:
     norms: tuple[Call, ...] = ()
     scaled: bool = False
     bounded: bool = False
+    #: Whether they were bounded in place.
+    clipped: bool = False
 
     @property
     def plain(self) -> bool:
         """Whether the numbers are those of the columns."""
-        return not (self.norms or self.scaled or self.bounded)
+        return not (self.norms or self.scaled or self.bounded or self.clipped)
 
 
 class Flow:
@@ -135,7 +137,9 @@ class Flow:
             moved = held.columns if op.name == "_to_copy" else _run(op, {value: held.columns}, self.tensor)
             pieces = moved if isinstance(moved, (list, tuple)) else [moved]
             return {out: replace(held, columns=piece) for out, piece in zip(op.outputs, pieces, strict=False)}
-        if op.name in ("clamp", "clamp_min", "clamp_max", "clamp_"):
+        if op.name == "clamp_":
+            return {op.outputs[0]: replace(held, clipped=True)}
+        if op.name in ("clamp", "clamp_min", "clamp_max"):
             return {op.outputs[0]: replace(held, bounded=True)}
         if op.name in ("mul", "mul_", "div", "div_") and self.factor_of(op, value) is not None:
             return {op.outputs[0]: replace(held, scaled=True)}

@@ -28,6 +28,7 @@ class Source:
     norms: tuple[Call, ...]
     scaled: bool
     bounded: bool
+    clipped: bool
     #: Whether they are only that, and not rotated or mixed afterwards.
     whole: bool
 
@@ -108,7 +109,7 @@ class Projections:
         columns = self._heads(held[best], used, size)
         assert columns is not None
         last = held[best]
-        return Source(call, columns, best, last.norms, last.scaled, last.bounded, value in held)
+        return Source(call, columns, best, last.norms, last.scaled, last.bounded, last.clipped, value in held)
 
     def _used(self, inside: list[Value], held: dict[Value, Held], ancestors: set[Value], value: Value) -> Tensor:
         """The columns that what follows reads."""
