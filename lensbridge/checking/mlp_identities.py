@@ -23,6 +23,10 @@ def mlp_identities(subject: Subject, layer: int) -> Iterator[tuple]:
     stream = next(n for n in (f"{prefix}.hook_resid_mid", f"{prefix}.hook_resid_pre") if subject.has(n))
     copy, first = f"{prefix}.hook_mlp_in", f"{prefix}.ln1"
     behind = block.post_norm
+    if "sequential" in block.features and not subject.has(f"{prefix}.hook_resid_mid"):
+        # What the MLP reads is refused.
+        yield from _neurons_output(subject, layer)
+        return
 
     def given(look: Look) -> Tensor:
         return look.normed(first) if behind else look[stream]

@@ -51,7 +51,7 @@ class Operation:
         self._labels = {f"source.{label}" for label in wanted}
         if call is None and not wanted:
             raise self._not_found("the forward", compiled.names)
-        self._softmax, self._call = (f"{envoy.path}.source.{call}.{what}" for what in (name, "call"))
+        self._softmax, self._call = (f"{envoy.path}.source.{call}.{what}" for what in ("softmax", "call"))
         #: The softmax's ``input`` and ``output`` and the call's ``inputs``, to be read and set in a run.
         self.softmax = SourceEnvoy(envoy, name, self._softmax, "", 0)
         self.around = SourceEnvoy(envoy, str(call), self._call, "", 0)

@@ -332,6 +332,15 @@ class AttentionReader:
                 found.refuse("the norms of queries and keys are over neither single heads nor all of them", *QK_NORMS)
         elif norms.get("query") or norms.get("key"):
             found.refuse("queries and keys are not normed alike", *QK_NORMS)
+        elif any(self._normed_somehow(given[letter], sources[letter]) for letter in ("query", "key")):
+            found.refuse("queries and keys are normed in a way that is not known", *QK_NORMS)
+
+    def _normed_somehow(self, value: Value, source: Source | str) -> bool:
+        """Whether a norm stands between a projection and ``value``."""
+        start = self.layer.start if isinstance(source, str) else source.call.end
+        ancestors = self.flow.ancestors(value, since=start)
+        calls = [call for root, call in self.trace.norm_outputs.items() if root in ancestors and call.start >= start]
+        return not isinstance(source, str) and bool(calls)
 
     def _late_norms(self, late: list[Call | None], sources: dict[str, Source | str]) -> None:
         """Norms of what is rotated already."""

@@ -27,8 +27,8 @@ from .findings import NEURONS, QUERIES, VALUES
 
 #: Checks that are not about single points.
 WHOLE = ("HuggingFace's values", "exactness")
-#: How often points are left out and the others looked at again: one that cannot be read keeps others from being seen.
-ROUNDS = 4
+#: What among them is about attention that not all classes have.
+ELSEWHERE = ("scaled dot product attention",)
 #: Points whose equation names what a norm returns.
 READERS = frozenset((*QUERIES, *VALUES, *NEURONS))
 
@@ -40,14 +40,14 @@ def checked(hf_model: torch.nn.Module, record: Architecture) -> Architecture:
         UnsupportedModelError: if something that is about no single point does not hold.
     """
     with _quiet():
-        for _ in range(ROUNDS):
-            model = hooked_with(hf_model, record)
-            refused = dict(_contradicted(Subject(model)))
-            if not refused:
-                break
-            record = replace(record, refusals={**record.refusals, **refused})
-        failures = check_model(model, groups=WHOLE).failures
-    reasons = [f"{each.check}: {each.detail}" for each in failures if "KeyError: 'blocks." not in each.detail]
+        for seen in (_unreadable, _contradicted):
+            subject = Subject(hooked_with(hf_model, record))
+            refused = dict(seen(subject))
+            if refused:
+                record = replace(record, refusals={**record.refusals, **refused})
+        failures = check_model(hooked_with(hf_model, record), groups=WHOLE).failures
+    fatal = [each for each in failures if each.check not in ELSEWHERE and "KeyError: 'blocks." not in each.detail]
+    reasons = [f"{each.check}: {each.detail}" for each in fatal]
     if reasons:
         raise UnsupportedModelError(
             f"{record.hf_class} has no record, and the one that was measured does not hold: {'; '.join(reasons)}"
@@ -64,15 +64,10 @@ def hooked_with(hf_model: torch.nn.Module, record: Architecture) -> HookedTransf
 
 
 def _contradicted(subject: Subject) -> Iterator[tuple[str, str]]:
-    """(point by its name in the table, what was seen) of what is not as its equation says, or not to be had."""
+    """(point by its name in the table, what was seen) of what is not as its equation says, or does not fire."""
     for flags in subject.flags():
         with subject.turned_on(flags):
-            try:
-                look = subject.look()
-            except Exception:
-                # One point that cannot be served breaks the run that all are looked at in.
-                yield from _unreadable(subject)
-                continue
+            look = subject.look()
             for name in subject.names:
                 problems = shape_problems(subject, name, look[name]) if name in look else ["it does not fire"]
                 if problems:
@@ -102,13 +97,21 @@ def _problem(subject: Subject, identity: Identity, look: Look) -> str | None:
 
 
 def _unreadable(subject: Subject) -> Iterator[tuple[str, str]]:
-    """(point, error) of each kind of point that a run with only it fails at."""
-    for point in dict.fromkeys(map(template, subject.names)):
-        try:
-            subject.model.run_with_cache(subject.tokens, names_filter=lambda name, point=point: template(name) == point)
-        except Exception as error:
-            # Whatever it is, the user is told.
-            yield point, f"it cannot be read: {type(error).__name__}: {error}"
+    """(point, error) of each kind of point that a run with only it fails at, if a run with all fails."""
+    for flags in subject.flags():
+        with subject.turned_on(flags):
+            try:
+                subject.look()
+                continue
+            except Exception as error:
+                logging.debug("a run with every point fails: %s", error)
+            for point in dict.fromkeys(map(template, subject.names)):
+                names = [name for name in subject.names if template(name) == point]
+                try:
+                    subject.model.run_with_cache(subject.tokens, names_filter=names)
+                except Exception as error:
+                    # Whatever it is, the user is told.
+                    yield point, f"it cannot be read: {type(error).__name__}: {error}"
 
 
 @contextmanager

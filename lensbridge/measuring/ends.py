@@ -56,7 +56,8 @@ def _is_table(trace: Trace, call: Call) -> bool:
 
 
 def _looked_up_by_tokens(trace: Trace, call: Call) -> bool:
-    return any(trace.flow.same(value, trace.recording.tokens) for value in call.inputs)
+    tokens = trace.flow.tensor(trace.recording.tokens)
+    return any(torch.equal(trace.flow.tensor(value).to(tokens.dtype), tokens) for value in call.inputs)
 
 
 def _between(trace: Trace, embedding: Term, found: Findings) -> None:

@@ -82,10 +82,20 @@ def measured(hf_model: Any) -> Architecture:
 
 
 def _measured_on(hf_model: Any) -> Architecture:
-    record = derive(measure(hf_model), hf_model.config)
     # In half precision, identities hold too roughly to tell what is wrong.
     exact = all(parameter.dtype in (torch.float32, torch.float64) for parameter in hf_model.parameters())
-    return checked(hf_model, record) if exact else record
+    try:
+        record = derive(measure(hf_model), hf_model.config)
+        return checked(hf_model, record) if exact else record
+    except UnsupportedModelError:
+        raise
+    except Exception as error:
+        # Other people's classes raise what they like.
+        name = type(hf_model).__name__
+        raise UnsupportedModelError(
+            f"{name} has no record, and measuring one failed ({type(error).__name__}: {error}). A record can be "
+            "written by hand and passed as architecture= (see CONTRIBUTING.md)."
+        ) from error
 
 
 def can_run(hf_model: Any) -> bool:

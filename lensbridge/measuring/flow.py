@@ -74,7 +74,7 @@ class Flow:
         """The earliest value of the same elements in the same order (a cast counts as the same)."""
         while True:
             op = self.maker(value)
-            if op is None or op.name not in SAME or not op.inputs:
+            if op is None or not op.inputs or not (op.name in SAME or _adds_nothing(op)):
                 return value
             value = op.inputs[0]
 
@@ -186,6 +186,10 @@ class Flow:
         """Which of the calls returned this value, the outermost first."""
         found = [call for call in calls if self.same(call.output, value)]
         return sorted(found, key=lambda call: (call.start, -call.end, call.path.count(".")))
+
+
+def _adds_nothing(op: Op) -> bool:
+    return op.name in ("add", "add_") and len(op.args) > 1 and isinstance(op.args[1], (int, float)) and op.args[1] == 0
 
 
 def _run(op: Op, given: Mapping[Value, Tensor], recorded: Callable[[Value], Tensor]) -> Any:

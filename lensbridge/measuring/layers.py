@@ -53,7 +53,7 @@ class LayerReader:
         way = self.trace.way(self.post, self.pre, self.call.start)
         if way is None or not any(step.kind == "add" for step in way):
             reason = "what leaves the layer is not what enters it with something added"
-            self.found.fields["extra"] = f"{reason}."
+            self.found.fields["extra"] = reason
             self.found.refuse(reason, *INNER)
             return self.found
         terms = [term for step in way if step.kind == "add" for term in self._terms(step)]
@@ -208,7 +208,9 @@ class LayerReader:
             }
             return
         if "norm" in kinds:
-            self.found.refuse("norms stand in the residual stream itself, in an order that is not known", *INNER)
+            reason = "norms stand in the residual stream itself, in an order that is not known"
+            self.found.fields["extra"] = reason
+            self.found.refuse(reason, *INNER)
         for role, term in (("ln1", attention), ("ln2", mlp)):
             if term is not None:
                 self._norm_before(role, term)
@@ -293,4 +295,4 @@ class LayerReader:
         if any(step.kind == "factor" for step in way):
             words.append("the residual stream itself is multiplied by a factor")
         if words:
-            self.found.fields["extra"] = "; ".join(words)
+            self.found.fields["extra"] = "; ".join(filter(None, [self.found.fields.get("extra"), *words]))
