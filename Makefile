@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test lint types pytest docs clean
+.PHONY: help demo test lint types pytest docs families clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -41,6 +41,10 @@ pytest: $(VENV)/.installed-for-tests
 docs: $(VENV)/.installed
 	$(BIN)/python docs/make_hook_points.py
 	$(BIN)/python docs/make_readme.py
+
+# The table of families: every check on every family, some minutes.
+families: $(VENV)/.installed
+	$(BIN)/python docs/make_families.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

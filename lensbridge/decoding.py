@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from .engine import Request
+from .engine.kv import empty_cache
 from .generation_cache import GenerationRecording
 from .hook_points import HookPoint
 from .inputs import refuse_too_long, span_of
@@ -175,10 +175,11 @@ class Decoding:
         #: Prompt and new tokens, or new tokens only where the prompt is embeddings.
         self.text = prompt.tokens if prompt.tokens is not None else _no_tokens(prompt)
         self._mask = prompt.mask
-        self._past = DynamicCache() if use_past_kv_cache else None
+        self._past = empty_cache(model.hf_model) if use_past_kv_cache else None
         self._span = span_of(model.cfg.n_layers, None, None, "logits")
         parameters = inspect.signature(model.hf_model.forward).parameters
         self._can_keep_last = "logits_to_keep" in parameters
+        self._takes_positions = "position_ids" in parameters
 
     @property
     def length(self) -> int:
@@ -210,8 +211,14 @@ class Decoding:
         if self._past is not None:
             inputs["past_key_values"] = self._past
         if self._mask is not None:
-            inputs |= {"attention_mask": self._mask, "position_ids": get_offset_position_ids(past, self._mask)}
-        refuse_too_long(self.length, inputs.get("position_ids"), self.model.cfg.n_ctx)
+            counted = get_offset_position_ids(past, self._mask)
+            inputs |= {"attention_mask": self._mask, "position_ids": counted + self.model.interior.counts_from}
+            refuse_too_long(self.length, counted, self.model.cfg.n_ctx)
+        else:
+            if past and self._takes_positions:
+                # As HF's generate does: where layer 0 has no keys, the model may count from there and miss the past.
+                inputs["position_ids"] = torch.full((1, 1), past, device=self.text.device)
+            refuse_too_long(self.length, None, self.model.cfg.n_ctx)
         with self.model._turn(), self._announced(past):
             listeners = self.model._listeners()
             if self._only_last_logits_matter(listeners):
@@ -221,7 +228,8 @@ class Decoding:
 
     def _request(self, inputs: dict[str, Any], past: int, listeners: Mapping[str, nn.Module]) -> Request:
         if past or self.prompt.embeds is None:
-            inputs["input_ids"] = self.text[:, -1:] if past else self.text
+            new_only = past and not self.model.interior.reads_whole_text
+            inputs["input_ids"] = self.text[:, -1:] if new_only else self.text
             return Request(inputs, self._span)
         residual = self._shown("hook_embed", self.embeds(), listeners)
         kind = self.model.cfg.positional_embedding_type

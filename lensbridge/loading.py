@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from . import model_names
-from .architectures import MODEL_TYPES, Architecture, architecture_of
+from .architectures import BY_MODEL_TYPE, Architecture, architecture_of, refuse
 from .checkpoints import Labels
 from .config import HookedTransformerConfig
 from .errors import ModelNotFoundError, UnknownArgumentError, UnsupportedModelError, near_misses
@@ -186,6 +186,8 @@ def _from_hub_or_disk(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
             config = AutoConfig.from_pretrained(location, **options)
     if wish.architecture is None:
         _refuse_unrecorded(config)
+    if config.model_type in BY_MODEL_TYPE:
+        kwargs = dict(BY_MODEL_TYPE[config.model_type].loaded_with) | kwargs
     config = _with_attributes(config, kwargs)
     if "torch_dtype" in kwargs:
         kwargs["dtype"] = kwargs.pop("torch_dtype")
@@ -231,7 +233,8 @@ def _with_attributes(config: Any, kwargs: dict[str, Any]) -> Any:
 
 def _refuse_unrecorded(config: Any) -> None:
     """Refuse before the weights are read, by the config, what has no record and can get none."""
-    if config.model_type not in {NativeConfig.model_type, *MODEL_TYPES}:
+    refuse(config.model_type)
+    if config.model_type not in {NativeConfig.model_type, *BY_MODEL_TYPE}:
         from .measuring import refuse_unmeasurable
 
         refuse_unmeasurable(config)

@@ -467,7 +467,7 @@ class HookedTransformer(
             assert tokens is not None
             if self.cfg.use_hook_tokens:
                 tokens = self.hook_tokens(tokens)
-            embed = self._modules.get("hook_embed", nn.Identity())(self.embed(tokens))
+            embed = getattr(self, "hook_embed", nn.Identity())(self.embed(tokens))
             residual, positions = self.get_residual(embed, offset, prepend_bos, call.attention_mask, tokens)
             return residual, tokens, positions, call.attention_mask
 
@@ -489,8 +489,9 @@ class HookedTransformer(
         if kind in ("standard", "shortformer"):
             if tokens is None:
                 tokens = torch.ones(embed.shape[:2], dtype=torch.long, device=device or embed.device)
-            shown = self._modules.get("hook_pos_embed", nn.Identity())
-            positions = shown(self.pos_embed(tokens, pos_offset, attention_mask))
+            positions = getattr(self, "hook_pos_embed", nn.Identity())(
+                self.pos_embed(tokens, pos_offset, attention_mask)
+            )
         if kind == "standard":
             residual, positions = embed + positions, None
         return (residual, positions) if return_shortformer_pos_embed else residual

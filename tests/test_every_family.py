@@ -7,9 +7,12 @@ entry there that holds after all fails here.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import re
 from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,11 +20,14 @@ import pytest
 from lensbridge.architectures import BY_CLASS
 from lensbridge.checking import GROUPS, KNOWN, Outcome, Report, hooked
 from lensbridge.checking.edits import check_edits
+from lensbridge.checking.effects import check_effects
+from lensbridge.checking.exactness import processed
 from lensbridge.checking.families import family_class, recorded, refusal
 from lensbridge.checking.subject import Subject
 from lensbridge.errors import UnsupportedModelError
 from lensbridge.tiny import FAMILIES, tiny_family
 
+PAGE = (Path(__file__).parent.parent / "docs" / "families.md").read_text(encoding="utf-8")
 KEYS = [key for key in recorded() if refusal(key) is None]
 REFUSED = [key for key in recorded() if refusal(key) is not None]
 
@@ -30,6 +36,17 @@ REFUSED = [key for key in recorded() if refusal(key) is not None]
 def subject_of(key: str) -> Subject:
     """The tiny model of a family; the checks of a family come one after the other."""
     return Subject(hooked(tiny_family(key), key), KNOWN.get(key))
+
+
+@lru_cache(maxsize=1)
+def table() -> ModuleType:
+    """The script that makes the table of families."""
+    path = Path(__file__).parent.parent / "docs" / "make_families.py"
+    spec = importlib.util.spec_from_file_location("make_families", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @lru_cache(maxsize=4 * len(GROUPS))
@@ -64,12 +81,35 @@ def test_an_edit_at_every_point_of_every_layer(key: str) -> None:
     assert not (failures := [outcome for outcome in outcomes if not outcome.is_fine]), explained(failures)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("key", KEYS)
+def test_edits_in_the_processed_basis(key: str) -> None:
+    subject = subject_of(key)
+    with processed(subject):
+        outcomes = check_edits(subject) + check_effects(subject)
+    assert not (failures := [outcome for outcome in outcomes if not outcome.is_fine]), explained(failures)
+
+
 @pytest.mark.parametrize("key", REFUSED)
 def test_what_a_record_refuses_is_refused_with_its_reason(key: str) -> None:
     reason = refusal(key)
     assert reason is not None
     with pytest.raises(UnsupportedModelError, match=re.escape(reason)):
         hooked(tiny_family(key))
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_table_of_families_has_what_was_found(key: str) -> None:
+    outcomes = tuple(outcome for group in GROUPS for outcome in outcomes_of(key, group))
+    report = Report("", key, outcomes, KNOWN.get(key, {}))
+    assert table().rows_of(PAGE)[key] == table().row(key, report), f"run `python docs/make_families.py {key}`"
+
+
+def test_the_table_of_families_is_whole() -> None:
+    """Besides the rows of what is checked, which the test above compares."""
+    rows = table().rows_of(PAGE)
+    assert all(rows[key] == table().row_of_refused(key) for key in FAMILIES if not table().served(key))
+    assert table().render(rows) == PAGE, "run `python docs/make_families.py`"
 
 
 def test_every_record_is_of_some_family() -> None:

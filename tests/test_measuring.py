@@ -45,7 +45,9 @@ UNSEEN = {
     "gpt_neo": {"use_local_attn", "attn_types", "window_size"},
 }
 #: What says how a record applies to other models, and what of one model is compared below.
-OF_OTHERS = {"also", "block", "kinds", "by_layer", "variants", "refused", "refusals", "blocks", "config", "constants"}
+OF_OTHERS = set(
+    "also block kinds by_layer variants refused lacks blocks config constants optional loaded_with rereads".split()
+)
 
 
 def derived(hf: Any) -> Architecture:
@@ -181,9 +183,9 @@ def test_what_does_not_hold_is_refused() -> None:
     hf = odd_model()
     right = measured(hf)
     wrong = dataclasses.replace(right, constants={**right.constants, "attn_scale": 3.0})
-    right = fallback.checked(hf, wrong)
-    assert set(right.refusals) == {"blocks.{l}.attn.hook_attn_scores"}
-    assert "was measured, but is not q . k / attn_scale" in right.refusals["blocks.{l}.attn.hook_attn_scores"]
+    (refusal,) = fallback.checked(hf, wrong).lacks
+    assert refusal.points == ("blocks.{l}.attn.hook_attn_scores",)
+    assert "was measured, but is not q . k / attn_scale" in refusal.reason
 
 
 # --- models without a stream ------------------------------------------------------------------------------------------
@@ -234,7 +236,8 @@ def without_record(monkeypatch: pytest.MonkeyPatch, family: str) -> Any:
     """A tiny model of a family whose record is forgotten for a while."""
     hf = tiny_family(family)
     monkeypatch.setattr(architectures, "BY_CLASS", {k: v for k, v in BY_CLASS.items() if k != type(hf).__name__})
-    monkeypatch.setattr(loading, "MODEL_TYPES", loading.MODEL_TYPES - {hf.config.model_type})
+    known = {key: value for key, value in loading.BY_MODEL_TYPE.items() if key != hf.config.model_type}
+    monkeypatch.setattr(loading, "BY_MODEL_TYPE", known)
     return hf
 
 

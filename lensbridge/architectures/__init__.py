@@ -9,6 +9,8 @@ import pkgutil
 from importlib import import_module
 from typing import Any
 
+from ..errors import UnsupportedModelError
+from .irregular import REFUSED
 from .record import Architecture as Architecture
 
 
@@ -24,8 +26,8 @@ RECORDS = _recorded()
 #: HF class name -> record.
 BY_CLASS = {record.hf_class: record for record in RECORDS}
 
-#: What HF configs call the families.
-MODEL_TYPES = frozenset(name for record in RECORDS for name in (record.model_type, *record.also))
+#: What HF configs call the families -> record.
+BY_MODEL_TYPE = {name: record for record in RECORDS for name in (record.model_type, *record.also)}
 
 
 def architecture_of(hf_model: Any) -> Architecture:
@@ -40,7 +42,19 @@ def architecture_of(hf_model: Any) -> Architecture:
     for cls in type(hf_model).__mro__:
         if cls.__name__ in BY_CLASS:
             return BY_CLASS[cls.__name__].for_model(hf_model)
+    refuse(type(hf_model).__name__)
     # Measuring needs the whole package.
     from ..measuring import measured_record
 
     return measured_record(hf_model)
+
+
+def refuse(name: str) -> None:
+    """Refuse a class or model type of which it is known that no record could describe it.
+
+    Raises:
+        UnsupportedModelError: with the reason.
+    """
+    reasons = {each: reason for model_type, (cls, reason) in REFUSED.items() for each in (model_type, cls)}
+    if name in reasons:
+        raise UnsupportedModelError(f"{name} is not supported: {reasons[name]}")

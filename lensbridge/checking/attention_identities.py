@@ -38,7 +38,8 @@ def _inputs(subject: Subject, layer: int) -> Iterator[tuple]:
 
     def read(look: Look) -> Tensor:
         # The norm fires for each of its readers, and a cache keeps the last firing, the values'.
-        return look[next(name for name in (f"{prefix}.hook_v_input", f"{prefix}.hook_attn_in", pre) if name in look)]
+        points = (f"{prefix}.hook_v_input", f"{prefix}.hook_attn_in", pre)
+        return look.first(points, subject.architecture.in_layer(layer, "ln1"))
 
     if norm_before(subject, layer):
         yield from norm_identities(subject, f"{prefix}.ln1", read, "resid_pre")
@@ -56,9 +57,10 @@ def _projections(subject: Subject, layer: int) -> Iterator[tuple]:
         norm = subject.norm(f"{prefix}.ln1")
 
     def read(look: Look, letter: str) -> Tensor:
-        own = next((n for n in (f"{prefix}.hook_{letter}_input", f"{prefix}.hook_attn_in") if n in look), None)
+        points = (f"{prefix}.hook_{letter}_input", f"{prefix}.hook_attn_in")
+        own = next((n for n in points if n in look), None)
         if norm is None:
-            return look[own or f"{prefix}.hook_resid_pre"]
+            return look.first((*points, f"{prefix}.hook_resid_pre"), subject.architecture.in_layer(layer, letter))
         if own is None:
             return look.normed(f"{prefix}.ln1")
         x, scale = norm.split(look[own])
@@ -100,7 +102,10 @@ def _rotated_norm(
 
 
 def _rotated(subject: Subject, layer: int) -> Iterator[tuple]:
-    """Heads at one position are rotated alike, so that their products stay what they were, up to a factor."""
+    """Heads at one position are rotated alike, so that their products stay what they were, times one factor.
+
+    The factor is read off a run without hooks: where texts are long, scores may be sharpened by position.
+    """
     prefix = f"blocks.{layer}.attn"
     for letter in "qk":
         point = f"{prefix}.hook_rot_{letter}"
@@ -112,10 +117,11 @@ def _rotated(subject: Subject, layer: int) -> Iterator[tuple]:
 
         def before(look: Look, letter: str = letter, point: str = point) -> Tensor:
             clean = look.subject.look()
-            factor = gram(clean[point]).sum() / gram(unrotated(clean, prefix, letter)).sum()
+            sizes = (x.square().sum((0, 2, 3)) for x in (clean[point], unrotated(clean, prefix, letter)))
+            factor = torch.div(*sizes).view(-1, 1, 1)
             return gram(unrotated(look, prefix, letter)) * factor
 
-        yield point, f"{letter} rotated: the same products at each position", before, (), gram
+        yield point, f"{letter} rotated: the same products at each position, times a factor", before, (), gram
 
 
 def gram(x: Tensor) -> Tensor:
@@ -149,7 +155,7 @@ def _heads(subject: Subject, layer: int) -> Iterator[tuple]:
 
     def masked(look: Look) -> Tensor:
         value = products(look, layer) + position_bias(look.subject, layer)
-        return value.masked_fill(look.subject.look()[scores].isneginf(), -torch.inf)
+        return value.masked_fill(look[scores].isneginf(), -torch.inf)
 
     yield scores, "q . k / attn_scale, -inf where masked", masked, rotated
 
@@ -194,14 +200,14 @@ def _output(subject: Subject, layer: int) -> Iterator[tuple]:
         return torch.einsum("bphd,hdm->bphm", given(look), look.weight(f"{prefix}.attn.W_O"))
 
     def together(look: Look) -> Tensor:
-        if unknown and result not in look:
-            # What the heads write is known where it is shown only.
-            return look[out]
         total = (look[result] if result in look else by_head(look)).sum(-2)
         bias = look.weight(f"{prefix}.attn.b_O")
         return total if bias is None else total + bias
 
     if "heads out" not in block.features or f"{prefix}.attn.W_O" not in subject.weight_names:
+        return
+    if unknown and result not in subject.names:
+        # What the heads write is not a function of z alone.
         return
     if not unknown:
         yield result, "z @ W_O, by head" if block.z_norm is None else "norm(z) @ W_O, by head", by_head
@@ -210,9 +216,27 @@ def _output(subject: Subject, layer: int) -> Iterator[tuple]:
     norm = subject.norm_behind(layer, "attn")
     if norm is not None:
         yield from norm_identities(subject, norm, together, "sum(result) + b_O")
-        yield out, f"{norm.rsplit('.', 1)[-1]}'s output{times}", _scaled(lambda look: look.normed(norm), factor)
+        behind = _scaled(lambda look: look.normed(norm), factor)
+        yield out, f"{norm.rpartition('.')[2]}'s output{times}", behind, (result,)
     else:
-        yield out, f"(sum(result) + b_O){times}" if times else "sum(result) + b_O", _scaled(together, factor), (z,)
+        equation, value = f"(sum(result) + b_O){times}" if times else "sum(result) + b_O", _scaled(together, factor)
+        if block.attn_also is not None:
+            equation, value = f"{equation} + {block.attn_also}", _with_another(subject, layer, value, factor)
+        yield out, equation, value, (z, result)
+
+
+def _with_another(subject: Subject, layer: int, value: Callable[[Look], Tensor], factor: Any) -> Callable:
+    """What another module adds to attention's output: it reads the same norm, and what HuggingFace's makes of it."""
+    norm, module = (
+        subject.hf.get_submodule(subject.architecture.in_layer(layer, role)) for role in ("ln1", "attn_also")
+    )
+    own = subject.factor(layer, "attn_also_factor")
+
+    def total(look: Look) -> Tensor:
+        added = module(norm(look[f"blocks.{layer}.hook_resid_pre"]))
+        return value(look) + added.detach() * next((f for f in (own, factor) if f is not None), 1)
+
+    return total
 
 
 def _scaled(value: Callable[[Look], Tensor], factor: Any) -> Callable[[Look], Tensor]:

@@ -10,6 +10,17 @@ from .outcome import Findings, Outcome
 from .shapes import shape_problems
 from .subject import TEMPLATES, Look, Subject
 
+#: Points that are looked for among what HuggingFace's modules are given and give back.
+ARE_MODULES = (
+    "blocks.{l}.hook_resid_pre",
+    "blocks.{l}.hook_resid_post",
+    "unembed.hook_out",
+)
+
+
+#: Why hook_attn_in does not exist with grouped queries.
+ONE_COPY_EACH = "several query heads share a key and value; hook_q_input, hook_k_input and hook_v_input are there"
+
 
 def check_points(subject: Subject) -> list[Outcome]:
     """Each kind of point of TransformerLens' table: it fires in every layer that has it, or is absent for a reason."""
@@ -29,7 +40,7 @@ def check_points(subject: Subject) -> list[Outcome]:
             if name in missing:
                 findings.say(point, not missing[name], f"{name} {', '.join(missing[name])}")
             elif subject.has(name):
-                findings.absent(point, "several query heads share a key and value: hook_q_input and the like have it")
+                findings.absent(point, ONE_COPY_EACH)
             else:
                 reason = subject.model.interior.why_absent(name)
                 if reason is None:
@@ -64,7 +75,7 @@ def check_identities(subject: Subject, group: str = "identities") -> list[Outcom
                     compare_identity(findings, identity, look)
                     covered |= {identity.point, *identity.verifies}
     for name in subject.all_names:
-        if name in seen and name not in covered:
+        if name in seen and name not in covered and template(name) not in ARE_MODULES:
             if subject.refuses:
                 findings.absent(template(name), "its equation names points that are refused")
             else:
@@ -102,12 +113,16 @@ def check_against_modules(subject: Subject) -> list[Outcome]:
         look = subject.look()
     for layer in range(subject.n_layers):
         path, prefix = architecture.layer(layer), f"blocks.{layer}"
-        with findings.trying("resid_pre is the layer's input", path):
-            findings.same("resid_pre is the layer's input", look[f"{prefix}.hook_resid_pre"], plain.input(path), path)
-        with findings.trying("resid_post is the layer's output", path):
+        check = "resid_pre is the layer's input"
+        with findings.trying(check, path):
+            entrance, side = architecture.entrance(layer)
+            given = plain.input(entrance) if side == "input" else plain.output(entrance)
+            _same_stream(findings, check, look, f"{prefix}.hook_resid_pre", given)
+        check = "resid_post is the layer's output"
+        with findings.trying(check, path):
             last = f"{prefix}.hook_normalized_resid_post"
-            value = look[last if last in look else f"{prefix}.hook_resid_post"]
-            findings.same("resid_post is the layer's output", value, plain.output(path), path)
+            name = last if last in look else f"{prefix}.hook_resid_post"
+            _same_stream(findings, check, look, name, plain.output(path))
     for prefix in sorted(name.removesuffix(".hook_scale") for name in look.values if name.endswith(".hook_scale")):
         module = subject.model.mod_dict[prefix].path
         with findings.trying("norms' outputs", module):
@@ -121,6 +136,14 @@ def check_against_modules(subject: Subject) -> list[Outcome]:
         value = look["unembed.hook_out"]
         findings.same("unembed.hook_out is the head's output", value, plain.output(architecture.unembed))
     return findings.outcomes()
+
+
+def _same_stream(findings: Findings, check: str, look: Look, name: str, expected: torch.Tensor) -> None:
+    reason = look.subject.architecture.why_refused(name)
+    if reason is None:
+        findings.same(check, look[name], expected, name)
+    else:
+        findings.absent(check, reason)
 
 
 def _heads_first(subject: Subject, prefix: str) -> bool:

@@ -51,6 +51,9 @@ def _same_by_adding(first: str, second: str) -> Effect:
 
     def effect(subject: Subject, findings: Findings, check: str, layer: int) -> None:
         look, names = subject.look(), (_name(layer, first), _name(layer, second))
+        if first == "hook_resid_post" and subject.block(layer).post_norm:
+            findings.absent(check, "the next layer is given the norm of it")
+            return
         x = look[names[0]]
         amount = 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(layer)).to(x)
         one, other = (subject.run([(name, added(amount))]) for name in names)
@@ -93,7 +96,7 @@ def _zeroed_head_of_pattern(subject: Subject, findings: Findings, check: str, la
     look, after = subject.look(), subject.look([(pattern, zero)])
     findings.say(check, not after[z][:, :, 1].any(), f"layer {layer}: z of the head is not zero")
     others = [head for head in range(look[z].shape[2]) if head != 1]
-    findings.same(check, after[z][:, :, others], look[z][:, :, others], f"layer {layer}, z of other heads")
+    findings.compare(check, after[z][:, :, others], look[z][:, :, others], f"layer {layer}, z of other heads")
 
 
 def _doubled_scores(subject: Subject, findings: Findings, check: str, layer: int) -> None:
@@ -218,6 +221,7 @@ EFFECTS: tuple[tuple[str, tuple[str, ...], Effect], ...] = (
             ("hook_attn_out", "hook_resid_mid"),
             ("hook_mlp_out", "hook_resid_post"),
             ("hook_resid_post", "next hook_resid_pre"),
+            ("hook_normalized_resid_post", "next hook_resid_pre"),
         )
     ),
     ("patterns are causal and sum to 1", (SCORES, PATTERN), _squares),

@@ -28,13 +28,17 @@ Status = Literal["holds", "fails", "known", "absent"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One check: its group and name, how it went, the largest relative difference if it compared, and what to say."""
+    """One check: its group and name, how it went, what to say of it, and the largest relative difference it has found.
+
+    ``lacking`` says why some layers, or all, have nothing that it could look at.
+    """
 
     group: str
     check: str
     status: Status
     detail: str = ""
     difference: float | None = None
+    lacking: tuple[str, ...] = ()
 
     @property
     def is_fine(self) -> bool:
@@ -115,16 +119,17 @@ class Findings:
         return [self._outcome(check, finding) for check, finding in self._found.items()]
 
     def _outcome(self, check: str, finding: _Finding) -> Outcome:
+        lacking = tuple(finding.absent)
         if not finding.compared:
-            return Outcome(self.group, check, "absent", "; ".join(finding.absent))
+            return Outcome(self.group, check, "absent", "; ".join(lacking), lacking=lacking)
         if not finding.problems:
-            return Outcome(self.group, check, "holds", difference=finding.difference)
+            return Outcome(self.group, check, "holds", "", finding.difference, lacking)
         shown, more = finding.problems[:3], len(finding.problems) - 3
         detail = "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
         known = next((reason for pattern, reason in self.known.items() if fnmatchcase(check, pattern)), None)
         if known is not None:
-            return Outcome(self.group, check, "known", known, finding.difference)
-        return Outcome(self.group, check, "fails", detail, finding.difference)
+            return Outcome(self.group, check, "known", known, finding.difference, lacking)
+        return Outcome(self.group, check, "fails", detail, finding.difference, lacking)
 
 
 def relative_difference(mine: Tensor, theirs: Tensor) -> float:

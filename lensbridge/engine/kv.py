@@ -11,11 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..basis import Basis
+from ..errors import UnsupportedModelError
 
 #: layer -> `Basis.value_bias`, to be computed once for the way there and back.
 ValueBiases = dict[int, Tensor | None]
+#: What a layer keeps that needs no more than its keys and values.
+KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+def empty_cache(hf_model: Any) -> DynamicCache:
+    """HF's cache at the start of a text: where layers keep more than keys and values, as its config says.
+
+    Otherwise all positions are kept, those outside of a sliding window too, which patterns show as not attended to.
+    """
+    as_configured = DynamicCache(config=hf_model.config)
+    return as_configured if _keeps_more(as_configured) else DynamicCache()
+
+
+def _keeps_more(cache: DynamicCache) -> bool:
+    return any(type(layer) not in KEYS_AND_VALUES for layer in cache.layers)
 
 
 def _to_hf(basis: Basis, layer: int, letter: str, tensor: Tensor, biases: ValueBiases) -> Tensor:
@@ -46,7 +63,16 @@ def hf_cache(entries: dict[int, Any], basis: Basis, biases: ValueBiases | None =
 
     Args:
         biases: a dict for `append_new` to find the value biases in.
+
+    Raises:
+        UnsupportedModelError: the model's layers keep more than keys and values.
     """
+    hf_model: Any = basis.weights.hf_model
+    if _keeps_more(DynamicCache(config=hf_model.config)):
+        raise UnsupportedModelError(
+            f"a TransformerLensKeyValueCache holds keys and values, and layers of {type(hf_model).__name__} keep more "
+            "of a text than these (the state of a recurrence, say): run the whole text, or use generate()"
+        )
     cache, biases = DynamicCache(), {} if biases is None else biases
     for layer, entry in entries.items():
         if entry.past_keys.shape[1]:

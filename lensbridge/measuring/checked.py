@@ -23,6 +23,7 @@ from ..checking.subject import Look, Subject
 from ..errors import UnsupportedModelError
 from ..model import HookedTransformer
 from ..points import layer_of, template
+from .derive import refusals
 from .findings import NEURONS, QUERIES, VALUES
 
 #: Checks that are not about single points.
@@ -44,7 +45,7 @@ def checked(hf_model: torch.nn.Module, record: Architecture) -> Architecture:
             subject = Subject(hooked_with(hf_model, record))
             refused = dict(seen(subject))
             if refused:
-                record = replace(record, refusals={**record.refusals, **refused})
+                record = replace(record, lacks=(*record.lacks, *refusals(refused)))
         failures = check_model(hooked_with(hf_model, record), groups=WHOLE).failures
     fatal = [each for each in failures if each.check not in ELSEWHERE and "KeyError: 'blocks." not in each.detail]
     reasons = [f"{each.check}: {each.detail}" for each in fatal]

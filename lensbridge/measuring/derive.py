@@ -12,8 +12,10 @@ from dataclasses import fields as fields_of
 from dataclasses import replace
 from typing import Any
 
+from ..architectures.forms import Refusal
 from ..architectures.record import LLAMA_KINDS, Architecture, Block
 from ..hf_config import USUAL_NAMES, usual
+from ..points import POINTS
 from .facts import Facts
 from .findings import BLOCK, NEURONS, Findings
 from .norms import EPSILONS, NormFact
@@ -54,7 +56,7 @@ def derive(facts: Facts, hf_config: Any) -> Architecture:
         **_changed(Architecture, facts.whole.fields | formula),
         config=config,
         constants=constants,
-        refusals=facts.whole.reasons,
+        lacks=refusals(facts.whole.reasons),
     )
     lists = {
         name: value for name, value in vars(hf_config.get_text_config(decoder=True)).items() if _lists(value, blocks)
@@ -129,7 +131,22 @@ def _block(layer: Findings, misfits: Mapping[str, str], prefix: str) -> Block:
     if not values.get("rotary") and not ("v" in values and values["v"] is None):
         values.pop("query_argument", None)
     block = Block(**_changed(Block, values))
-    return replace(block, refusals=reasons) if reasons else block
+    found = refusals(reasons, BLOCK)
+    return replace(block, refusals=found) if found else block
+
+
+def refusals(reasons: Mapping[str, str], prefix: str = "") -> tuple[Refusal, ...]:
+    """The reasons, each with the points that it is about: names in the table, without ``prefix``.
+
+    A reason may be about all points whose names begin so (`Findings`).
+    """
+    found: dict[str, dict[str, None]] = {}
+    for about, reason in reasons.items():
+        names = [
+            row.name for row in POINTS if row.name == about or (about.endswith(".") and row.name.startswith(about))
+        ]
+        found.setdefault(reason, {}).update(dict.fromkeys(name.removeprefix(prefix) for name in names))
+    return tuple(Refusal(tuple(points), reason) for reason, points in found.items() if points)
 
 
 def with_blocks(

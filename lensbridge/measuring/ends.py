@@ -41,7 +41,7 @@ def read_start(trace: Trace, first: Call) -> Findings:
     if embedding is None:
         raise NoStream(f"what enters the first layer is not the output of {tokens[0].path!r} with something added")
     found.fields["embed"] = embedding.module
-    _between(trace, embedding, found)
+    _between(trace, embedding, terms, found)
     positions = [term for term in terms if term.module is not None and term is not embedding]
     _positions(trace, positions, found)
     return found
@@ -60,11 +60,13 @@ def _looked_up_by_tokens(trace: Trace, call: Call) -> bool:
     return any(torch.equal(trace.flow.tensor(value).to(tokens.dtype), tokens) for value in call.inputs)
 
 
-def _between(trace: Trace, embedding: Term, found: Findings) -> None:
+def _between(trace: Trace, embedding: Term, terms: list[Term], found: Findings) -> None:
     """What stands between the embedding's table and the stream."""
     module: Any = trace.recording.module(embedding.module or "")
     if len(embedding.norms) == 1 and len(trace.calls[embedding.norms[0]]) == 1:
         found.fields["embed_norm"] = embedding.norms[0]
+        others = [term for term in terms if term.module is not None and term is not embedding]
+        found.fields["embed_norm_of_sum"] = any(term.norms == embedding.norms for term in others)
     elif embedding.norms:
         found.refuse(f"{embedding.norms[0]} is called more than once", "embed.ln.")
     if len(embedding.factors) == 1:
@@ -141,10 +143,17 @@ def read_end(trace: Trace, last: Call) -> Findings:
     if steps:
         found.fields["after_unembed"] = "factor" if all(op.name in FACTORS for op in steps) else "cap"
     assert last.output is not None and head.input is not None
-    norm, divisor = _before_head(trace, head.input)
+    reads = head.input
+    between = [call for call in trace.recording.calls if call.start >= last.end and trace.flow.same(call.output, reads)]
+    between = [call for call in between if call.path not in trace.norms and call.path != head.path]
+    own = [call for call in between if call.input is not None and not trace.flow.same(call.input, call.output)]
+    if own:
+        found.fields["head"], reads = own[0].path, own[0].input
+        assert reads is not None
+    norm, divisor = _before_head(trace, reads)
     if norm is None or not trace.flow.same(norm.input, last.output):
-        if not trace.flow.same(_unpicked(trace, head.input), last.output):
-            raise NoStream(f"{head.path!r} does not read the last layer's output, or a norm of it")
+        if not trace.flow.same(_unpicked(trace, reads), last.output):
+            raise NoStream(f"{(own or [head])[0].path!r} does not read the last layer's output, or a norm of it")
         found.fields["ln_final"] = None
         return found
     fact = trace.norms[norm.path]

@@ -9,7 +9,7 @@ from dataclasses import is_dataclass, replace
 from typing import Any
 
 from ..architectures.record import PARTS as FUSED_IN_PARTS
-from ..architectures.record import Architecture, Block, Layout, refusal_of
+from ..architectures.record import Architecture, Block, Layout, Refusal
 from ..points import POINTS
 from .store import said
 
@@ -27,13 +27,13 @@ def write_record(record: Architecture) -> str:
     record = _lean(record)
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", re.sub(r"For[A-Z]\w*$|LMHeadModel$", "", record.hf_class)).upper()
     body = f"{name} = {_source(record, 0, len(name) + 3)}\n"
-    parts = ("Block", "Softmax", "Layout", "GROUPS")
+    parts = ("Block", "Softmax", "Layout", "GROUPS", "Refusal")
     imports = _imports(["Architecture", *(each for each in parts if re.search(rf"\b{each}\b", body))])
     return f'"""{record.hf_class} (name its paper).\n\n- {TO_SAY}\n"""\n\n{imports}\n{body}'
 
 
 def _imports(names: list[str]) -> str:
-    forms = sorted({"Softmax", "Layout", "GROUPS"} & set(names))
+    forms = sorted({"Softmax", "Layout", "GROUPS", "Refusal"} & set(names))
     records = sorted({"Architecture", "Block"} & set(names))
     lines = [f"from .forms import {', '.join(forms)}"] if forms else []
     return "\n".join([*lines, f"from .record import {', '.join(records)}"]) + "\n"
@@ -52,15 +52,12 @@ def _without(block: Block) -> Block:
     return replace(block, refusals=_needed(block, block.refusals))
 
 
-def _needed(block: Block, refusals: Mapping[str, str]) -> dict[str, str]:
+def _needed(block: Block, refusals: tuple[Refusal, ...]) -> tuple[Refusal, ...]:
     """The refusals of points that would be there otherwise."""
     features = block.features
-
-    def speaks_of(point: str) -> bool:
-        rows = [row for row in POINTS if refusal_of({point: ""}, row.name) is not None]
-        return any(row.exists_with(features) for row in rows)
-
-    return {point: reason for point, reason in refusals.items() if speaks_of(point)}
+    there = {row.name.removeprefix("blocks.{l}.") for row in POINTS if row.in_layer and row.exists_with(features)}
+    kept = [(tuple(point for point in each.points if point in there), each.reason) for each in refusals]
+    return tuple(Refusal(points, reason) for points, reason in kept if points)
 
 
 def _lean_change(base: Block, change: Mapping[str, Any]) -> dict[str, Any]:

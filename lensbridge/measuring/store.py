@@ -20,10 +20,10 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ..architectures.record import Architecture, Block, ExpertForm, Layout, Softmax
+from ..architectures.record import Architecture, Block, ExpertForm, Layout, Refusal, Softmax
 
 #: What a record is made of, by name.
-PARTS = {cls.__name__: cls for cls in (Architecture, Block, ExpertForm, Layout, Softmax)}
+PARTS = {cls.__name__: cls for cls in (Architecture, Block, ExpertForm, Layout, Refusal, Softmax)}
 #: Entries of a config that say nothing of how the model computes.
 SILENT = re.compile(
     r"_.*|transformers_version|architectures|(torch_)?dtype|.*token_(id|index)|id2label|label2id|.*_name"
