@@ -27,15 +27,20 @@ Resid = Float[Tensor, "batch pos d_model"]
 def components_of(interior: Interior) -> dict[str, nn.Module | None]:
     """The components of a whole model by name, in TransformerLens' order."""
     architecture, layers = interior.architecture, range(interior.cfg.n_layers)
-    parts: dict[str, nn.Module | None] = {"embed": Embed(interior, "embed"), "hook_embed": HookPoint()}
+    parts: dict[str, nn.Module | None] = {"embed": Embed(interior, "embed")} | _point(interior, "hook_embed")
     if architecture.pos_embed is not None:
-        parts |= {"pos_embed": PosEmbed(interior, "pos_embed"), "hook_pos_embed": HookPoint()}
+        parts |= {"pos_embed": PosEmbed(interior, "pos_embed")} | _point(interior, "hook_pos_embed")
     if architecture.type_embed is not None:
-        parts["hook_token_type_embed"] = HookPoint()
+        parts |= _point(interior, "hook_token_type_embed")
     parts["blocks"] = nn.ModuleList(TransformerBlock(interior, layer) for layer in layers)
     if architecture.ln_final is not None:
         parts["ln_final"] = Norm(interior, "ln_final", architecture.ln_final)
     return parts | {"unembed": Unembed(interior)}
+
+
+def _point(interior: Interior, name: str) -> dict[str, nn.Module | None]:
+    """A hook point beside the components, if the model has it."""
+    return {name: HookPoint()} if name in interior.own_points else {}
 
 
 class Component(nn.Module):

@@ -87,7 +87,7 @@ def _sizes(hf_model: Any, hf: Any, architecture: Architecture, fields: dict[str,
         if block.expert_form.count:
             found["d_mlp"] = block.expert_form.width
     attending = [layer for layer, block in enumerate(architecture.blocks) if block.attn is not None]
-    found["d_head"] = getattr(hf, "head_dim", None) or d_model // found["n_heads"]
+    found["d_head"] = fields.get("d_head") or getattr(hf, "head_dim", None) or d_model // found["n_heads"]
     if attending:
         found |= _heads(hf_model, architecture, attending[0], found)
     if found.get("n_key_value_heads") is None and "n_key_value_heads" in fields:

@@ -20,8 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from . import model_names
-from .architectures import BY_MODEL_TYPE, Architecture, architecture_of, unrecorded
-from .architectures.irregular import REFUSED
+from .architectures import BY_MODEL_TYPE, Architecture, architecture_of, refuse
 from .checkpoints import Labels
 from .config import HookedTransformerConfig
 from .errors import ModelNotFoundError, UnknownArgumentError, UnsupportedModelError, near_misses
@@ -79,6 +78,8 @@ class Wish:
     checkpoint_index: int | None = None
     checkpoint_value: int | None = None
     kwargs: dict[str, Any] | None = None
+    #: A record of the user's own.
+    architecture: Any = None
 
 
 _BUILDING: ContextVar[Loaded | None] = ContextVar("lensbridge_building", default=None)
@@ -118,14 +119,23 @@ def load(wish: Wish) -> Loaded:
         hf_model = narrowed(hf_model, wish.first_n_layers, wish.n_ctx)
         hf_model.cfg.tokenizer_name = hf_model.cfg.tokenizer_name or location
         return Loaded(hf_model, None, _own_config(hf_model, wish))
-    architecture = architecture_of(hf_model)
+    architecture = _record_of(hf_model, wish)
     if wish.first_n_layers is not None and wish.first_n_layers != len(architecture.blocks):
         hf_model = truncated(hf_model, architecture, wish.first_n_layers)
-        architecture = architecture_of(hf_model)
+        architecture = _record_of(hf_model, wish)
     cfg = read_config(hf_model, architecture, wish, location)
     for name, value in checkpoint.items():
         setattr(cfg, name, value)
     return Loaded(hf_model, architecture, cfg)
+
+
+def _record_of(hf_model: Any, wish: Wish) -> Architecture:
+    """The record that was passed, or the family's."""
+    if wish.architecture is None:
+        return architecture_of(hf_model)
+    from .measuring import given_record
+
+    return given_record(wish.architecture, hf_model)
 
 
 def _in_own_format(location: str, wish: Wish, kwargs: dict[str, Any]) -> NativeForCausalLM:
@@ -174,7 +184,8 @@ def _from_hub_or_disk(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
         # transformers raises ValueError for a config.json that names no model type.
         with explaining_where(wish.model_name, location, OSError, ValueError, revision=kwargs.get("revision")):
             config = AutoConfig.from_pretrained(location, **options)
-    _refuse_unrecorded(config)
+    if wish.architecture is None:
+        _refuse_unrecorded(config)
     if config.model_type in BY_MODEL_TYPE:
         kwargs = dict(BY_MODEL_TYPE[config.model_type].loaded_with) | kwargs
     config = _with_attributes(config, kwargs)
@@ -221,11 +232,12 @@ def _with_attributes(config: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _refuse_unrecorded(config: Any) -> None:
-    """Refuse before the weights are read, by the config."""
+    """Refuse before the weights are read, by the config, what has no record and can get none."""
+    refuse(config.model_type)
     if config.model_type not in {NativeConfig.model_type, *BY_MODEL_TYPE}:
-        refused = unrecorded(config.model_type)
-        asked = getattr(config, "architectures", None)
-        raise refused if config.model_type in REFUSED or not asked else unrecorded(", ".join(asked))
+        from .measuring import refuse_unmeasurable
+
+        refuse_unmeasurable(config)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from . import loading
 from .activation_cache import ActivationCache
+from .architectures import Architecture
 from .assembly import assembled, tokenizer_for
 from .cache import TransformerLensKeyValueCache
 from .config import HookedTransformerConfig
@@ -163,6 +164,7 @@ class HookedTransformer(
         dtype: torch.dtype | str = "float32",
         first_n_layers: int | None = None,
         n_ctx: int | None = None,
+        architecture: Architecture | None = None,
         **from_pretrained_kwargs: Any,
     ) -> Any:
         """Load a model and show it as TransformerLens' defaults process it.
@@ -183,6 +185,8 @@ class HookedTransformer(
             dtype: a torch dtype or "float32", "fp32", "float16", "fp16", "bfloat16", "bf16".
             first_n_layers: use the first layers only.
             n_ctx: a shorter context than the model's.
+            architecture: a record of one's own that describes the model, in the place of its family's; a model whose
+                family has none is measured otherwise (`measuring`).
             from_pretrained_kwargs: for HuggingFace's ``from_pretrained`` (``revision``, ``cache_dir``, ``device_map``,
                 ``attn_implementation``, ...). Attention is eager by default; with another implementation, runs that
                 touch scores or pattern switch to eager for themselves.
@@ -213,6 +217,7 @@ class HookedTransformer(
             checkpoint_index=checkpoint_index,
             checkpoint_value=checkpoint_value if checkpoint_label is None else checkpoint_label,
             kwargs=from_pretrained_kwargs,
+            architecture=architecture,
         )
         loaded = loading.load(wish)
         found = loading.find_tokenizer(tokenizer, loaded.cfg, from_pretrained_kwargs)
@@ -462,7 +467,7 @@ class HookedTransformer(
             assert tokens is not None
             if self.cfg.use_hook_tokens:
                 tokens = self.hook_tokens(tokens)
-            embed = self.hook_embed(self.embed(tokens))
+            embed = getattr(self, "hook_embed", nn.Identity())(self.embed(tokens))
             residual, positions = self.get_residual(embed, offset, prepend_bos, call.attention_mask, tokens)
             return residual, tokens, positions, call.attention_mask
 
@@ -484,7 +489,9 @@ class HookedTransformer(
         if kind in ("standard", "shortformer"):
             if tokens is None:
                 tokens = torch.ones(embed.shape[:2], dtype=torch.long, device=device or embed.device)
-            positions = self.hook_pos_embed(self.pos_embed(tokens, pos_offset, attention_mask))
+            positions = getattr(self, "hook_pos_embed", nn.Identity())(
+                self.pos_embed(tokens, pos_offset, attention_mask)
+            )
         if kind == "standard":
             residual, positions = embed + positions, None
         return (residual, positions) if return_shortformer_pos_embed else residual

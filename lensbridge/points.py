@@ -185,6 +185,11 @@ def template(name: str) -> str:
     return _EXPERT.sub(r"\1{e}\2", _LAYER.sub("blocks.{l}.", name))
 
 
+def layer_of(name: str) -> int | None:
+    """The layer that a point is in, by its name; None for those around the layers."""
+    return int(name.split(".")[1]) if _LAYER.match(name) else None
+
+
 def point_of(name: str) -> Point | None:
     """The row that describes ``name``, or None when the table has no such point."""
     return BY_NAME.get(template(name))

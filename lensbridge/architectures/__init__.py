@@ -33,22 +33,28 @@ BY_MODEL_TYPE = {name: record for record in RECORDS for name in (record.model_ty
 def architecture_of(hf_model: Any) -> Architecture:
     """The record of a loaded HuggingFace model, with the variants its config selects and the kinds of its layers.
 
+    Where its class has none, one is measured (`measuring`).
+
     Raises:
-        UnsupportedModelError: if the class has no record, or its config sets something the record refuses.
+        UnsupportedModelError: if the config sets something that the record refuses, or if there is no record, and the
+            model is not built in a way that one could describe.
     """
     for cls in type(hf_model).__mro__:
         if cls.__name__ in BY_CLASS:
             return BY_CLASS[cls.__name__].for_model(hf_model)
-    raise unrecorded(type(hf_model).__name__)
+    refuse(type(hf_model).__name__)
+    # Measuring needs the whole package.
+    from ..measuring import measured_record
+
+    return measured_record(hf_model)
 
 
-def unrecorded(name: str) -> UnsupportedModelError:
-    """What to raise for a model of a class or model type without a record."""
+def refuse(name: str) -> None:
+    """Refuse a class or model type of which it is known that no record could describe it.
+
+    Raises:
+        UnsupportedModelError: with the reason.
+    """
     reasons = {each: reason for model_type, (cls, reason) in REFUSED.items() for each in (model_type, cls)}
     if name in reasons:
-        return UnsupportedModelError(f"{name} is not supported: {reasons[name]}")
-    known = ", ".join(sorted(BY_CLASS))
-    return UnsupportedModelError(
-        f"no record of the architecture {name}; known: {known}. A family is one data file in lensbridge/architectures "
-        "(see CONTRIBUTING.md)."
-    )
+        raise UnsupportedModelError(f"{name} is not supported: {reasons[name]}")

@@ -8,7 +8,7 @@ has, so a record says what the presence of a module changes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -219,6 +219,19 @@ LLAMA_KINDS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def _with_experts(block: Block, layer: Any) -> Block:
+    """The block with the form of a layer's experts, if it has some."""
+    if block.experts is None:
+        return block
+    router = None if block.router is None else layer.get_submodule(block.router)
+    return replace(block, expert_form=form_of(layer.get_submodule(block.experts), router))
+
+
+def _reason(refusals: tuple[Refusal, ...], point: str) -> str | None:
+    """The reason of the first refusal of a point."""
+    return next((refusal.reason for refusal in refusals if point in refusal.points), None)
+
+
 def asked(hf_config: Any, condition: str) -> Any:
     """The attribute of a HF config that a condition (``attribute``, or ``attribute=value``) is about."""
     for name in condition.partition("=")[0].split("."):
@@ -304,6 +317,8 @@ class Architecture:
     #: What layers read besides the residual stream and positions, in words: a run that begins at a layer takes the
     #: tokens, too.
     rereads: str | None = None
+    #: Points that the model does not have in any layer, or around them; by their names in the table (`points.py`).
+    lacks: tuple[Refusal, ...] = ()
     #: The module of layers that a text by itself does not pass, so that they are not counted.
     unused_with: str | None = None
     #: What each layer of one model is made of (`for_model`), and its number in the HF model.
@@ -342,7 +357,9 @@ class Architecture:
         hf_config, layers = hf_model.config.get_text_config(decoder=True), hf_model.get_submodule(self.layers)
         unused, there = self.unused_with, {path for path, _ in hf_model.named_modules()}
         numbers = tuple(i for i, layer in enumerate(layers) if unused is None or not hasattr(layer, unused))
-        blocks = (replace(chosen.block_of(layers[i]), **chosen._listed(hf_config, i)) for i in numbers)
+        blocks: Iterable[Block] = (replace(chosen.block_of(layers[i]), **chosen._listed(hf_config, i)) for i in numbers)
+        if len(chosen.blocks) == len(numbers):
+            blocks = map(_with_experts, chosen.blocks, (layers[i] for i in numbers))
         absent: dict[str, Any] = {role: None for role in self.optional if getattr(chosen, role) not in there}
         return replace(chosen, blocks=tuple(blocks), numbers=numbers, **absent)
 
@@ -356,15 +373,15 @@ class Architecture:
     def block_of(self, layer: Any) -> Block:
         """What a layer is made of, by its modules."""
         there = {path for named in (layer.named_modules(), layer.named_parameters()) for path, _ in named}
+        return _with_experts(self.block_with(there), layer)
+
+    def block_with(self, there: Collection[str]) -> Block:
+        """What a layer with these modules and parameters is made of, apart from the form of its experts."""
         changes = dict[str, Any]()
         for path, change in {**LLAMA_KINDS, **self.kinds}.items():
             if path in there:
                 changes |= change
-        block = replace(self.block, **changes) if changes else self.block
-        if block.experts is None:
-            return block
-        router = None if block.router is None else layer.get_submodule(block.router)
-        return replace(block, expert_form=form_of(layer.get_submodule(block.experts), router))
+        return replace(self.block, **changes) if changes else self.block
 
     def within(self, model_type: str, hf_class: str, path: str = "model.language_model") -> Architecture:
         """The record of a model of several modalities, which has a model of this family at ``path`` and a head."""
@@ -410,10 +427,12 @@ class Architecture:
     def why_refused(self, point: str) -> str | None:
         """Why a hook point (by its full name) that the layers' modules would give is not offered; None if it is."""
         parts = point.split(".", 2)
-        if parts[0] != "blocks" or int(parts[1]) >= len(self.blocks):
+        if parts[0] != "blocks":
+            return _reason(self.lacks, point)
+        if int(parts[1]) >= len(self.blocks):
             return None
-        refusals = self.blocks[int(parts[1])].refusals
-        return next((refusal.reason for refusal in refusals if parts[2] in refusal.points), None)
+        everywhere = _reason(self.lacks, f"blocks.{{l}}.{parts[2]}")
+        return everywhere or _reason(self.blocks[int(parts[1])].refusals, parts[2])
 
     def below(self, index: int, path: str) -> str:
         """The path of what is at ``path`` below a layer."""

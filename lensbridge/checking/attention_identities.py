@@ -75,8 +75,10 @@ def _projections(subject: Subject, layer: int) -> Iterator[tuple]:
 
         return value
 
+    # What a gated norm's readers read is shown at no point.
+    plain = not subject.block(layer).gated_norms
     for letter in "qkv":
-        if _is_stored(subject, f"{prefix}.attn.", f"W_{letter.upper()}"):
+        if plain and _is_stored(subject, f"{prefix}.attn.", f"W_{letter.upper()}"):
             name = letter.upper()
             yield f"{prefix}.attn.hook_{letter}", f"n @ W_{name} + b_{name}", projected(letter)
         if letter != "v" and subject.has(f"{prefix}.attn.{letter}_norm.hook_scale"):

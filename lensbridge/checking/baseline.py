@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..points import template
+from ..points import point_of, template
 from .identities import Identity, identities_of
 from .outcome import Findings, Outcome
 from .shapes import shape_problems
@@ -69,13 +69,36 @@ def check_identities(subject: Subject, group: str = "identities") -> list[Outcom
             look = subject.look()
             seen |= set(subject.names)
             for identity in identities_of(subject):
+                lacking = refused_in(subject, identity, look)
+                if lacking is not None:
+                    findings.absent(template(identity.point), f"{lacking} is refused, which its equation names")
+                    continue
                 with findings.trying(template(identity.point), identity.point), torch.no_grad():
                     compare_identity(findings, identity, look)
                     covered |= {identity.point, *identity.verifies}
     for name in subject.all_names:
         if name in seen and name not in covered and template(name) not in ARE_MODULES:
-            findings.say(template(name), False, f"{name} is in no identity")
+            if subject.refuses:
+                findings.absent(template(name), "its equation names points that are refused")
+            else:
+                findings.say(template(name), False, f"{name} is in no identity")
     return findings.outcomes()
+
+
+def refused_in(subject: Subject, identity: Identity, look: Look) -> str | None:
+    """A point that an equation names and that the model's record refuses; None if there is none."""
+    if not subject.refuses:
+        return None
+    try:
+        with torch.no_grad():
+            identity.sides(look, look[identity.point])
+    except KeyError as error:
+        name = str(error.args[0])
+        return name if point_of(name) is not None and not subject.has(name) else None
+    except Exception:
+        # Whatever is wrong shows when it is compared.
+        return None
+    return None
 
 
 def compare_identity(findings: Findings, identity: Identity, look: Look) -> bool:

@@ -169,6 +169,11 @@ class Subject:
         return name in self._have
 
     @cached_property
+    def refuses(self) -> bool:
+        """Whether the record refuses points that its other entries would give the model."""
+        return bool(self.architecture.lacks) or any(block.refusals for block in self.architecture.blocks)
+
+    @cached_property
     def _have(self) -> frozenset[str]:
         return frozenset(self.all_names)
 

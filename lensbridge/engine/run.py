@@ -177,7 +177,10 @@ class Engine:
 
     def _softmaxes(self) -> dict[str, Softmax]:
         blocks = self.architecture.blocks
-        attending = [layer for layer, block in enumerate(blocks) if block.attn is not None]
+        # Where not even the call is known, there is nothing to look for.
+        why = self.architecture.why_refused
+        hidden = [block.softmax.call is None and why(SQUARE.format(l=i)) is not None for i, block in enumerate(blocks)]
+        attending = [layer for layer, block in enumerate(blocks) if block.attn is not None and not hidden[layer]]
         return {self.architecture.in_layer(layer, "attn"): blocks[layer].softmax for layer in attending}
 
     # --- running ------------------------------------------------------------------------------------------------------
@@ -307,6 +310,10 @@ class Engine:
     def __getstate__(self) -> dict[str, Any]:
         """What a copy carries along: no view, because nnsight's handles belong to the modules they were made for."""
         return self.__dict__ | {"_views": {}, "_running": [], "_turns": None}
+
+
+#: The point whose absence says that an attention's softmax was not found.
+SQUARE = "blocks.{l}.attn.hook_pattern"
 
 
 class _Reached(Exception):
