@@ -8,7 +8,7 @@ has, so a record says what the presence of a module changes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -361,7 +361,7 @@ class Architecture:
         if len(chosen.blocks) == len(numbers):
             blocks = map(_with_experts, chosen.blocks, (layers[i] for i in numbers))
         absent: dict[str, Any] = {role: None for role in self.optional if getattr(chosen, role) not in there}
-        return replace(chosen, blocks=tuple(blocks), numbers=numbers, **absent)
+        return replace(chosen, blocks=tuple(blocks), numbers=numbers if unused else (), **absent)
 
     def _listed(self, hf_config: Any, layer: int) -> dict[str, Any]:
         """What the config's lists change in a layer."""
