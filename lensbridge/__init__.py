@@ -24,6 +24,8 @@ from .encoders import BertNextSentencePrediction as BertNextSentencePrediction
 from .encoders import HookedAudioEncoder as HookedAudioEncoder
 from .encoders import HookedEncoder as HookedEncoder
 from .encoders import HookedEncoderDecoder as HookedEncoderDecoder
+from .extension import load_ipython_extension as load_ipython_extension
+from .extension import unload_ipython_extension as unload_ipython_extension
 from .factored_matrix import FactoredMatrix as FactoredMatrix
 from .hook_points import HookPoint as HookPoint
 from .hook_points import LensHandle as LensHandle
@@ -69,3 +71,9 @@ __all__ = [
 ]
 
 module_names.register(__name__)
+
+
+def __getattr__(name: str) -> object:
+    if name not in module_names.OLD_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals()[module_names.OLD_NAMES[name]]

@@ -18,6 +18,8 @@ from lensbridge import __version__
 from lensbridge.checking import command as check
 from lensbridge.demo import command as demo
 from lensbridge.errors import LensbridgeError
+from lensbridge.porting import command as porting
+from lensbridge.running import command as running
 
 
 class Command(NamedTuple):
@@ -32,6 +34,8 @@ class Command(NamedTuple):
 COMMANDS: tuple[Command, ...] = (
     Command("demo", "look inside a model: induction, indirect objects, activation patching", demo.configure, demo.run),
     Command("check", "whether a model's hook points keep what they promise", check.configure, check.run),
+    Command("run", "run a file or notebook that imports transformer_lens", running.configure, running.run),
+    Command("port", "rewrite imports of transformer_lens in files", porting.configure, porting.run),
 )
 
 

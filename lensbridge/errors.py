@@ -13,7 +13,9 @@ goes on working, and ``except LensbridgeError`` catches everything raised on pur
     ├── DatasetNotFoundError (ConnectionError, FileNotFoundError, ValueError)   a data set that the hub did not give
     ├── SourceNotFoundError (RuntimeError)    the operation that holds a value is not where it should be in HF's code
     ├── UnknownArgumentError (TypeError)      an argument that nobody would read
-    └── TraceError (RuntimeError)             a point's value was asked for outside of a trace, or out of order
+    ├── TraceError (RuntimeError)             a point's value was asked for outside of a trace, or out of order
+    ├── AliasError (ImportError)              ``transformer_lens`` cannot lead here: the real one was imported already
+    └── MissingPackageError (ImportError)     a command needs a package that is installed by an extra
 """
 
 from __future__ import annotations
@@ -68,6 +70,14 @@ class UnknownArgumentError(LensbridgeError, TypeError):
 
 class TraceError(LensbridgeError, RuntimeError):
     """The ``value`` of a hook point was used outside of a trace, or after the forward pass had come past it."""
+
+
+class AliasError(LensbridgeError, ImportError):
+    """``transformer_lens`` cannot become an alias of lensbridge, because the real package was imported already."""
+
+
+class MissingPackageError(LensbridgeError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""
 
 
 def near_misses(name: str, known: Iterable[str], limit: int = 4) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -390,3 +392,14 @@ def test_lenses_and_their_models_can_be_forgotten(new_hf: Callable, new_lens: Ca
     del hf, lens
     gc.collect()
     assert gone[0]() is None and gone[1]() is None
+
+
+# --- other packages --------------------------------------------------------------------------------------------------
+
+
+def test_anyio_can_be_imported_afterwards() -> None:
+    """It looks at the attributes of its own classes, and nnsight gives every object one."""
+    pytest.importorskip("anyio", reason="an optional dependency of huggingface_hub")
+    code = "import lensbridge, anyio.abc, anyio.streams.tls, anyio.streams.file; anyio.abc.SocketAttribute"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

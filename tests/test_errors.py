@@ -21,6 +21,8 @@ CAUGHT_AS = {
     errors.SourceNotFoundError: [RuntimeError],
     errors.UnknownArgumentError: [TypeError],
     errors.TraceError: [RuntimeError],
+    errors.AliasError: [ImportError],
+    errors.MissingPackageError: [ImportError],
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import lensbridge
-from lensbridge.module_names import SAME_MODULE
+from lensbridge.module_names import NOT_OFFERED, OLD_NAMES, SAME_MODULE, why_not
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,11 +22,31 @@ def test_both_paths_are_one_module(path: str) -> None:
     assert theirs is ours
 
 
-@pytest.mark.parametrize("path", [path for path in SAME_MODULE if "." not in path])
+@pytest.mark.parametrize("path", [path for path in SAME_MODULE if path[0].isupper()])
 def test_a_module_that_is_named_after_a_class_has_the_class(path: str) -> None:
     """And the package has the class itself under the name, as after ``from transformer_lens import X``."""
     found = getattr(importlib.import_module(f"lensbridge.{path}"), path)
     assert isinstance(found, type) and getattr(lensbridge, path) is found
+
+
+@pytest.mark.parametrize("name", OLD_NAMES)
+def test_names_of_versions_1_and_2(name: str) -> None:
+    assert getattr(lensbridge, name) is getattr(lensbridge, OLD_NAMES[name])
+    assert name not in dir(lensbridge)
+
+
+def test_other_names_are_not_there() -> None:
+    with pytest.raises(AttributeError, match="module 'lensbridge' has no attribute 'EasyTransformers'"):
+        lensbridge.EasyTransformers  # noqa: B018
+
+
+@pytest.mark.parametrize("path", NOT_OFFERED)
+def test_what_is_not_offered_is_not_there(path: str) -> None:
+    """Unless it has parts that are; then the reason is for the others."""
+    below = path + ".no_such_part"
+    assert why_not(path) == why_not(below) == NOT_OFFERED[path]
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module(f"lensbridge.{path if not path.startswith('tools.') else below}")
 
 
 def test_key_value_caches_under_version_2s_names() -> None:
@@ -42,7 +62,7 @@ def test_a_star_import_binds_what_the_package_offers_and_no_other_submodule() ->
     exec("from lensbridge import *", namespace)
     source = ast.parse((ROOT / "lensbridge" / "__init__.py").read_text(encoding="utf-8"))
     offered = {alias.asname for node in source.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert set(namespace) - {"__builtins__"} == offered - {None}
+    assert set(namespace) - {"__builtins__"} == offered - {None, "load_ipython_extension", "unload_ipython_extension"}
     assert {"HookedTransformer", "utils", "patching", "lit"} <= set(namespace) and "model" not in namespace
 
 

@@ -4,5 +4,7 @@ This package is the only code that knows nnsight, and it knows nothing of Transf
 points by name, a basis, and what to run.
 """
 
+from . import company as company  # isort: skip  # before nnsight
+
 from .run import Engine as Engine
 from .run import Request as Request
