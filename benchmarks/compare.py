@@ -143,6 +143,8 @@ def benchmark(size: Size, rounds: int, loads: int, threads: int) -> dict[str, An
         ratios, hf_forward_ms = run_rounds(models, tasks, tokens, rounds, repeats)
     return {
         "size": size.name,
+        "title": f"GPT-2 {size.name} shape, batch 1 x {size.prompt_length} tokens, {rounds} rounds, "
+        f"{threads} thread(s); plain HF forward {hf_forward_ms:.2f} ms",
         "prompt_length": size.prompt_length,
         "rounds": rounds,
         "threads": threads,

@@ -16,7 +16,7 @@ Rows = list[list[str]]
 
 
 def ratio_rows(result: dict[str, Any]) -> tuple[list[str], Rows]:
-    """Median (and minimum) of the ratios to a plain HuggingFace forward, per task and contender."""
+    """Median (and minimum) of the ratios to what is measured against, per task and contender."""
     names = result["contenders"]
     rows = []
     for task, by_name in result["ratios"].items():
@@ -51,18 +51,11 @@ def loading_rows(result: dict[str, Any]) -> tuple[list[str], Rows]:
     return header, rows
 
 
-def title(result: dict[str, Any]) -> str:
-    return (
-        f"GPT-2 {result['size']} shape, batch 1 x {result['prompt_length']} tokens, {result['rounds']} rounds, "
-        f"{result['threads']} thread(s); plain HF forward {result['hf_forward_ms']:.2f} ms"
-    )
-
-
 def show(result: dict[str, Any]) -> None:
     """Print both tables."""
     console = Console(width=None if sys.stdout.isatty() else 150)
     for heading, (header, rows) in (
-        (title(result), ratio_rows(result)),
+        (result["title"], ratio_rows(result)),
         ("each in a process of its own", loading_rows(result)),
     ):
         if not rows:
@@ -79,7 +72,7 @@ def show(result: dict[str, Any]) -> None:
 
 def markdown(result: dict[str, Any]) -> str:
     """Both tables as markdown."""
-    parts = [f"### {title(result)}", ""]
+    parts = [f"### {result['title']}", "", *([result["note"], ""] if "note" in result else [])]
     for header, rows in (ratio_rows(result), loading_rows(result)):
         if rows:
             parts += ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
@@ -102,7 +95,7 @@ def bars(result: dict[str, Any]) -> list[tuple[str, list[tuple[str, float, str]]
 
 
 def svg(result: dict[str, Any]) -> str:
-    """Horizontal bars, one group per task; the line marks one plain HuggingFace forward."""
+    """Horizontal bars, one group per task; the line marks 1, what is measured against."""
     groups = bars(result)
     left, right, bar, gap = 230, 620, 13, 16
     longest = max(value for _, group in groups for _, value, _ in group)
@@ -125,7 +118,7 @@ def svg(result: dict[str, Any]) -> str:
         legend += f'<text x="{x + 14}" y="39" font-size="11">{escape(name)}</text>'
         x += 30 + 7 * len(name)
     width = max(left + right, x)
-    head = f'<text x="10" y="18" font-weight="bold">{escape(title(result))}</text>'
+    head = f'<text x="10" y="18" font-weight="bold">{escape(result["title"])}</text>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" font-family="sans-serif" font-size="12">'
         f'<rect width="100%" height="100%" fill="#fff"/>{head}{legend}{"".join(parts)}</svg>\n'

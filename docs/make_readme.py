@@ -68,7 +68,7 @@ def render(results: Path = RESULTS) -> str:
     """The README with its sections filled."""
     scores = json.loads((TOY_DIRECTORY / "scores.json").read_text(encoding="utf-8"))["scores"]
     text = filled(README.read_text(encoding="utf-8"), "toy", toy_section(scores))
-    pages = [results / f"{shape}.md" for shape in ("small", "tiny")]
+    pages = [results / f"{shape}.md" for shape in ("small", "tiny", "native")]
     found = [page.read_text(encoding="utf-8") for page in pages if page.exists()]
     return filled(text, "benchmark", benchmark_section(found)) if found else text
 

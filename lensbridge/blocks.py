@@ -30,6 +30,8 @@ def components_of(interior: Interior) -> dict[str, nn.Module | None]:
     parts: dict[str, nn.Module | None] = {"embed": Embed(interior, "embed"), "hook_embed": HookPoint()}
     if architecture.pos_embed is not None:
         parts |= {"pos_embed": PosEmbed(interior, "pos_embed"), "hook_pos_embed": HookPoint()}
+    if architecture.type_embed is not None:
+        parts["hook_token_type_embed"] = HookPoint()
     parts["blocks"] = nn.ModuleList(TransformerBlock(interior, layer) for layer in layers)
     if architecture.ln_final is not None:
         parts["ln_final"] = Norm(interior, "ln_final", architecture.ln_final)
@@ -85,20 +87,21 @@ class Component(nn.Module):
 
 
 class Embed(Component):
-    """``tokens -> W_E[tokens]``, and the norm after it, if there is one."""
+    """``tokens -> W_E[tokens]``, and the norm after it, if there is one (``ln`` may be that of a sum, instead)."""
 
     weight_names = ("W_E",)
 
     def __init__(self, interior: Interior, prefix: str) -> None:
         super().__init__(interior, prefix)
-        self.norm = interior.architecture.embed_norm
-        if self.norm is not None:
-            self.ln = Norm(interior, f"{prefix}.ln", self.norm)
+        architecture = interior.architecture
+        if architecture.embed_norm is not None:
+            self.ln = Norm(interior, f"{prefix}.ln", architecture.embed_norm)
+        self.normed = "embedding norm" in architecture.features
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Resid:
         weight = self.interior.weights.raw_branch("embed")["W_E"]
         embedded = torch.nn.functional.embedding(tokens, weight)
-        return _centred(self.interior, embedded if self.norm is None else self.ln(embedded))
+        return _centred(self.interior, self.ln(embedded) if self.normed else embedded)
 
 
 class PosEmbed(Component):
@@ -347,11 +350,11 @@ class Unembed(Component):
 
     def forward(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
         interior = self.interior
-        hidden, final = self.hook_in(residual), interior.architecture.ln_final
-        if final is not None:
-            hidden = interior.basis.norm_output_as_hf(hidden, interior.engine.norms[final])
-        head = interior.module(interior.architecture.unembed)
-        logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
+        hidden, architecture = self.hook_in(residual), interior.architecture
+        if architecture.ln_final is not None:
+            hidden = interior.basis.norm_output_as_hf(hidden, interior.engine.norms[architecture.ln_final])
+        head, weights = interior.module(architecture.unembed), interior.weights.raw_branch("unembed")
+        logits = torch.nn.functional.linear(hidden, weights["W_U"].T, head.bias)
         return self.hook_out(interior.basis.logits(logits))
 
 

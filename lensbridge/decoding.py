@@ -211,11 +211,14 @@ class Decoding:
         if self._past is not None:
             inputs["past_key_values"] = self._past
         if self._mask is not None:
-            inputs |= {"attention_mask": self._mask, "position_ids": get_offset_position_ids(past, self._mask)}
-        elif past and self._takes_positions:
-            # As HF's generate does: where layer 0 has no keys, the model may count from there and miss the past.
-            inputs["position_ids"] = torch.full((1, 1), past, device=self.text.device)
-        refuse_too_long(self.length, inputs.get("position_ids"), self.model.cfg.n_ctx)
+            counted = get_offset_position_ids(past, self._mask)
+            inputs |= {"attention_mask": self._mask, "position_ids": counted + self.model.interior.counts_from}
+            refuse_too_long(self.length, counted, self.model.cfg.n_ctx)
+        else:
+            if past and self._takes_positions:
+                # As HF's generate does: where layer 0 has no keys, the model may count from there and miss the past.
+                inputs["position_ids"] = torch.full((1, 1), past, device=self.text.device)
+            refuse_too_long(self.length, None, self.model.cfg.n_ctx)
         with self.model._turn(), self._announced(past):
             listeners = self.model._listeners()
             if self._only_last_logits_matter(listeners):
@@ -225,7 +228,8 @@ class Decoding:
 
     def _request(self, inputs: dict[str, Any], past: int, listeners: Mapping[str, nn.Module]) -> Request:
         if past or self.prompt.embeds is None:
-            inputs["input_ids"] = self.text[:, -1:] if past else self.text
+            new_only = past and not self.model.interior.reads_whole_text
+            inputs["input_ids"] = self.text[:, -1:] if new_only else self.text
             return Request(inputs, self._span)
         residual = self._shown("hook_embed", self.embeds(), listeners)
         kind = self.model.cfg.positional_embedding_type

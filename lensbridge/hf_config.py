@@ -12,7 +12,7 @@ from typing import Any
 
 from .architectures import Architecture
 from .architectures.record import Block
-from .parameters import matrix
+from .parameters import first_position, matrix, position_rows
 
 #: TransformerLens config field -> what HF configs call it.
 USUAL_NAMES: dict[str, Sequence[str]] = {
@@ -78,7 +78,8 @@ def _sizes(hf_model: Any, hf: Any, architecture: Architecture, fields: dict[str,
         "n_heads": fields.get("n_heads", 1),
     }
     if architecture.pos_embed is not None:
-        found["n_ctx"] = min(found["n_ctx"], hf_model.get_submodule(architecture.pos_embed).weight.shape[0])
+        rows = len(position_rows(hf_model.get_submodule(architecture.pos_embed)))
+        found["n_ctx"] = min(found["n_ctx"], rows - first_position(hf_model, architecture))
     for layer, block in enumerate(architecture.blocks):
         if block.mlp_out is not None:
             found["d_mlp"] = matrix(hf_model.get_submodule(architecture.in_layer(layer, "mlp_out"))).shape[0]
@@ -110,7 +111,7 @@ def _heads(hf_model: Any, architecture: Architecture, layer: int, found: dict[st
         key_values = (width("qkv") - queries) // 2
     else:
         queries = width("q") // (2 if block.q_gate else 1) if block.q is not None else queries
-        key_values = width("k") if block.k is not None else queries
+        key_values = width("k") if block.k is not None else queries // getattr(attention, "num_key_value_groups", 1)
     return {
         "d_head": d_head,
         "n_heads": queries,
@@ -135,7 +136,7 @@ def _structure(hf: Any, architecture: Architecture) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "gated_mlp": some("gate") or some("expert neurons"),
         "parallel_attn_mlp": any(block.parallel for block in architecture.blocks),
-        "positional_embedding_type": "rotary" if rotary else "standard",
+        "positional_embedding_type": "rotary" if rotary else "alibi" if getattr(hf, "alibi", False) else "standard",
         "use_qk_norm": over_heads,
         "use_normalization_before_and_after": some("norm around"),
         "post_embedding_ln": architecture.embed_norm is not None,

@@ -17,6 +17,7 @@ from .cache import TransformerLensKeyValueCache
 from .engine import Request
 from .engine.kv import ValueBiases, append_new, hf_cache
 from .engine.plan import Span
+from .errors import UnsupportedModelError
 from .tokens import as_batch
 from .utilities.tensors import get_offset_position_ids
 from .utilities.tokenize_utils import get_attention_mask
@@ -67,6 +68,7 @@ def prepare(
         AssertionError: text without a tokenizer, ``start_at_layer`` without a residual stream, or a mask of another
             shape.
         IndexError: more tokens than the context holds.
+        UnsupportedModelError: a key-value cache for a model that is given the whole text.
         ValueError: a key-value cache without tokenizer and without ``attention_mask``.
     """
     device = model.cfg.device
@@ -85,16 +87,21 @@ def prepare(
         if isinstance(input, (str, list)):
             input = model.to_tokens(input)
         tokens = as_batch(input).to(device)
-        inputs, residual = {"input_ids": tokens}, None
+        inputs, residual, positions = {"input_ids": tokens}, None, None
         past = past_length(past_kv_cache, tokens.shape[0], model.cfg)
+        if past_kv_cache is not None and model.interior.reads_whole_text:
+            raise UnsupportedModelError(
+                "past_kv_cache cannot be used with this model: it has to be given the whole text. generate() does so"
+            )
         if _needs_mask(model, attention_mask, past_kv_cache):
             attention_mask = _mask_for(model, tokens, prepend_bos, attention_mask)
             if past_kv_cache is not None:
                 before = past_kv_cache.previous_attention_mask.to(device)
                 attention_mask = torch.cat((before, attention_mask), dim=-1)
             inputs["attention_mask"] = attention_mask
-            inputs["position_ids"] = get_offset_position_ids(past, attention_mask)
-        refuse_too_long(past + tokens.shape[1], inputs.get("position_ids"), model.cfg.n_ctx)
+            positions = get_offset_position_ids(past, attention_mask)
+            inputs["position_ids"] = positions + model.interior.counts_from
+        refuse_too_long(past + tokens.shape[1], positions, model.cfg.n_ctx)
     call = Call(Request(inputs, span, residual), tokens, attention_mask, past_kv_cache)
     if past_kv_cache is not None:
         entries = dict(enumerate(past_kv_cache.entries))

@@ -22,6 +22,7 @@ from .config import HookedTransformerConfig
 from .engine import Engine
 from .errors import ReadOnlyWeightError, UnsupportedModelError
 from .hook_points import HookPoint
+from .parameters import first_position
 from .points import added_names, names, why_absent
 from .processing import Processing
 from .weights import WeightViews
@@ -61,17 +62,28 @@ class Interior:
 
     def points(self) -> tuple[str, ...]:
         """The names of TransformerLens' hook points, in the order in which they fire there."""
-        layers = [block.features for block in self.architecture.blocks]
-        return tuple(names(layers, self.architecture.features, self.architecture.n_experts))
+        layers, architecture = [block.features for block in self.architecture.blocks], self.architecture
+        named = names(layers, architecture.features, architecture.n_experts)
+        return tuple(name for name in named if architecture.why_refused(name) is None)
 
     def why_absent(self, name: str) -> str | None:
         """Why there is no hook point ``name``, where other models have one; None if none has."""
         layers = [block.features for block in self.architecture.blocks]
-        return why_absent(name, layers, self.architecture.features)
+        return self.architecture.why_refused(name) or why_absent(name, layers, self.architecture.features)
 
     def served(self, known: Collection[str]) -> set[str]:
         """The hook points that the engine shows values to; ``known`` are those that the model has."""
         return {*self.points(), *added_names(self.cfg.n_layers)}
+
+    @cached_property
+    def counts_from(self) -> int:
+        """What the HF model calls the first position, where it is told positions."""
+        return first_position(self.hf_model, self.architecture) if self.architecture.pos_after_padding else 0
+
+    @property
+    def reads_whole_text(self) -> bool:
+        """Whether the HF model is given the whole text where it has a key-value cache, instead of what is new."""
+        return self.architecture.reads_whole_text
 
     # --- processing ---------------------------------------------------------------------------------------------------
 

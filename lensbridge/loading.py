@@ -20,7 +20,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from . import model_names
-from .architectures import BY_CLASS, MODEL_TYPES, Architecture, architecture_of
+from .architectures import BY_MODEL_TYPE, Architecture, architecture_of, unrecorded
+from .architectures.irregular import REFUSED
 from .checkpoints import Labels
 from .config import HookedTransformerConfig
 from .errors import ModelNotFoundError, UnknownArgumentError, UnsupportedModelError, near_misses
@@ -174,6 +175,8 @@ def _from_hub_or_disk(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
         with explaining_where(wish.model_name, location, OSError, ValueError, revision=kwargs.get("revision")):
             config = AutoConfig.from_pretrained(location, **options)
     _refuse_unrecorded(config)
+    if config.model_type in BY_MODEL_TYPE:
+        kwargs = dict(BY_MODEL_TYPE[config.model_type].loaded_with) | kwargs
     config = _with_attributes(config, kwargs)
     if "torch_dtype" in kwargs:
         kwargs["dtype"] = kwargs.pop("torch_dtype")
@@ -219,12 +222,10 @@ def _with_attributes(config: Any, kwargs: dict[str, Any]) -> Any:
 
 def _refuse_unrecorded(config: Any) -> None:
     """Refuse before the weights are read, by the config."""
-    if config.model_type not in {NativeConfig.model_type, *MODEL_TYPES}:
-        asked = ", ".join(getattr(config, "architectures", None) or [config.model_type])
-        raise UnsupportedModelError(
-            f"no record of the architecture {asked}; known: {', '.join(sorted(BY_CLASS))}. "
-            "A family is one data file in lensbridge/architectures (see CONTRIBUTING.md)."
-        )
+    if config.model_type not in {NativeConfig.model_type, *BY_MODEL_TYPE}:
+        refused = unrecorded(config.model_type)
+        asked = getattr(config, "architectures", None)
+        raise refused if config.model_type in REFUSED or not asked else unrecorded(", ".join(asked))
 
 
 @contextmanager

@@ -53,9 +53,10 @@ def is_centred(norm: nn.Module, architecture: Architecture) -> bool:
     return isinstance(norm, nn.LayerNorm) or architecture.norm == "LN"
 
 
-def factor_of(module: nn.Module, path: str | None) -> Any:
-    """The factor in the attribute at ``path`` below a module; None if there is no path, or it is 1."""
+def factor_of(module: nn.Module, path: str | None, power: float = 1.0) -> Any:
+    """The factor in the attribute at ``path`` below a module, to a power; None if there is no path, or it is 1."""
     factor = None if path is None else attrgetter(path)(module)
+    factor = factor if power == 1 or factor is None else factor**power
     return None if isinstance(factor, (int, float)) and factor == 1 else factor
 
 
@@ -69,6 +70,19 @@ def matrix(module: nn.Module) -> Tensor:
 def bias_of(module: nn.Module) -> Tensor | None:
     """The bias of an affine module or norm, if it has one."""
     return getattr(module, "bias", None)
+
+
+def position_rows(module: Any) -> Tensor:
+    """The table of positions; where it is computed and not learned, transformers keeps it in a buffer."""
+    return module.weight if hasattr(module, "weight") else module.weights
+
+
+def first_position(hf_model: nn.Module, architecture: Architecture) -> int:
+    """The row of position 0 in the table of positions."""
+    if not architecture.pos_after_padding or architecture.pos_embed is None:
+        return architecture.pos_offset
+    padding: int = hf_model.get_submodule(architecture.pos_embed).padding_idx  # type: ignore[assignment]
+    return padding + 1
 
 
 class Parameters:
@@ -150,17 +164,29 @@ class Parameters:
     def _embed(self) -> Branch:
         arch, out = self.architecture, Branch({}, {}, {})
         embed = self.module(arch.embed)
-        scale = getattr(embed, arch.embed_scale) if arch.embed_scale else factor_of(self.hf_model, arch.embed_factor)
+        scale = factor_of(self.hf_model, arch.embed_factor, arch.embed_factor_power)
+        scale = factor_of(embed, arch.embed_scale) if arch.embed_scale else scale
         out.weights["W_E"] = embed.weight if scale is None else embed.weight * scale
         if scale is not None:
             out.made["W_E"] = f"{type(self.hf_model).__name__} multiplies its embedding by {float(scale):g}"
             out.sources["W_E"] = embed.weight
+        if arch.project_in is not None:
+            self._map(out, "W_E", embed.weight, arch.project_in, out.weights["W_E"] @ self._matrix(arch.project_in))
         if arch.embed_norm is not None:
             self._norm(out, "ln", arch.embed_norm)
         if arch.pos_embed is not None:
-            positions = self.module(arch.pos_embed).weight
-            out.weights["W_pos"] = positions[arch.pos_offset : arch.pos_offset + self.cfg.n_ctx]
+            first = first_position(self.hf_model, arch)
+            out.weights["W_pos"] = position_rows(self.module(arch.pos_embed))[first : first + self.cfg.n_ctx]
         return out
+
+    def _matrix(self, path: str) -> Tensor:
+        return matrix(self.module(path))
+
+    def _map(self, out: Branch, name: str, stored: Tensor, path: str, product: Tensor) -> None:
+        """Add a weight with the linear map at ``path`` worked in."""
+        out.weights[name] = product
+        out.made[name] = f"{type(self.hf_model).__name__} stores two matrices whose product it is"
+        out.sources.update({name: stored, f"{name}, map": self.module(path).weight})
 
     @property
     def grouped(self) -> bool:
@@ -197,10 +223,17 @@ class Parameters:
         fused = self.architecture.blocks[layer].qkv is not None
         module = self.module(self.architecture.in_layer(layer, "qkv" if fused else letter.lower()))
         bias = bias_of(module)
-        return (
-            self.slice(matrix(module), letter, layer),
-            None if bias is None else self.slice(bias, letter, layer),
-        )
+        weight = self.slice(matrix(module), letter, layer)
+        before, behind = self._factors(layer, letter.lower())
+        weight = weight if before is None else weight * before
+        offset = None if bias is None else self.slice(bias, letter, layer)
+        return (weight, offset) if behind is None else (weight * behind, None if offset is None else offset * behind)
+
+    def _factors(self, layer: int, role: str) -> tuple[Any, Any]:
+        """What stands before and behind the module in a role; None where nothing does."""
+        block, owner = self.architecture.blocks[layer], self.module(self.architecture.layer(layer))
+        before = block.attn_in_factor if role in "qkv" else None
+        return factor_of(owner, before), factor_of(owner, block.factors.get(role))
 
     def slice(self, whole: Tensor, letter: str, layer: int) -> Tensor:
         """The part of "Q", "K" or "V" in the last axis of the projection that holds it, ``[..., head, d_head]``."""
@@ -236,7 +269,11 @@ class Parameters:
         if block.o is not None:
             o, heads = self.module(arch.in_layer(layer, "o")), self.heads(layer)
             out.weights["W_O"] = matrix(o).unflatten(0, (heads.queries, heads.value_size))
-            self._bias(out, "b_O", o, (self.cfg.d_model,))
+            bias = factor_of(self.module(arch.layer(layer)), block.o_bias)
+            if bias is None:
+                self._bias(out, "b_O", o, (self.cfg.d_model,))
+            else:
+                out.weights["b_O"] = bias
         in_order = {name: out.weights.pop(name) for name in ATTENTION if name in out.weights}
         out.weights.update(in_order)
         if block.sinks is not None:
@@ -265,7 +302,7 @@ class Parameters:
             self._made_of(out, f"b_{letter}", module.bias)
 
     def _made_of(self, out: Branch, name: str, stored: Tensor) -> None:
-        out.made[name] = f"{type(self.hf_model).__name__} stores it in pieces, among others"
+        out.made[name] = f"{type(self.hf_model).__name__} stores it in pieces, or without a factor"
         out.sources[name] = stored
 
     def _mlp(self, layer: int) -> Branch:
@@ -289,10 +326,12 @@ class Parameters:
             out.weights["W_in"] = matrix(into)
             if block.gate is not None:
                 self._gate(out, layer)
+                self._scale(out, layer, "gate", ("W_gate", "b_gate"))
         if "b_in" not in out.weights:
             self._bias(out, "b_in", into, out.weights["W_in"].shape[-1:])
         out.weights["W_out"] = matrix(out_of)
         self._bias(out, "b_out", out_of, (cfg.d_model,))
+        self._scale(out, layer, "mlp_out", ("W_out", "b_out"))
         if block.neuron_norm is not None:
             self._norm(out, "neurons", arch.in_layer(layer, "neuron_norm"))
         if block.act is not None:
@@ -306,6 +345,14 @@ class Parameters:
         norm = None if block.ln2 is None else self.module(self.architecture.in_layer(layer, "ln2"))
         if bias_of(gate) is not None or (norm is not None and bias_of(norm) is not None):
             self._bias(out, "b_gate", gate, out.weights["W_gate"].shape[-1:])
+
+    def _scale(self, out: Branch, layer: int, role: str, names: tuple[str, ...]) -> None:
+        """Work the factor behind the module in a role into its weights."""
+        factor = self._factors(layer, role)[1]
+        for name in names if factor is not None else ():
+            if name in out.weights and name not in out.made:
+                out.sources[name], out.weights[name] = out.weights[name], out.weights[name] * factor
+                out.made[name] = f"{type(self.hf_model).__name__} multiplies what it gives by {float(factor):g}"
 
     def _activation(self, out: Branch, module: nn.Module) -> None:
         """Add what an activation function has learned, as scalars, and its constants."""
@@ -336,13 +383,15 @@ class Parameters:
 
     def _unembed(self) -> Branch:
         out = Branch({}, {}, {})
-        head = self.module(self.architecture.unembed)
-        if self.architecture.ln_final is not None:
-            self._norm(out, "ln", self.architecture.ln_final)
+        arch, head = self.architecture, self.module(self.architecture.unembed)
+        if arch.ln_final is not None:
+            self._norm(out, "ln" if arch.head is None else "apart", arch.ln_final)
         out.weights["W_U"] = matrix(head)
-        divisor = factor_of(self.hf_model, self.architecture.unembed_divisor)
+        divisor = factor_of(self.hf_model, arch.unembed_divisor)
         if divisor is not None:
             out.weights["W_U"], out.sources["W_U"] = matrix(head) / divisor, head.weight
             out.made["W_U"] = f"{type(self.hf_model).__name__} divides by {float(divisor):g} before it"
+        if arch.project_out is not None:
+            self._map(out, "W_U", head.weight, arch.project_out, self._matrix(arch.project_out) @ matrix(head))
         self._bias(out, "b_U", head, (self.cfg.d_vocab_out,))
         return out

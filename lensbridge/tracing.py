@@ -155,7 +155,8 @@ def _arguments(model: HookedTransformer, input: Any, options: dict[str, Any]) ->
         call = prepare(model, model.interior.basis, input, span, prepend, None, mask, None)
     inputs = call.request.inputs
     # nnsight tells what belongs to an invoke by the number of rows, so that positions need a row for each.
-    positions = torch.arange(inputs["input_ids"].shape[1], device=inputs["input_ids"].device)
+    first, length = model.interior.counts_from, inputs["input_ids"].shape[1]
+    positions = torch.arange(first, first + length, device=inputs["input_ids"].device)
     return {"position_ids": positions.expand(inputs["input_ids"].shape)} | inputs
 
 

@@ -59,7 +59,7 @@ _PLACES = {
         "neurons": "blocks.{l}.mlp.ln.",
     },
     "expert": {"": "blocks.{l}.mlp.experts.{e}."},
-    "unembed": {"": "unembed.", "ln": "ln_final."},
+    "unembed": {"": "unembed.", "ln": "ln_final.", "apart": "ln_final."},
 }
 #: With grouped queries these are stored once per key-value head, and their names begin with an underscore.
 _GROUPED = ("W_K", "W_V", "b_K", "b_V")

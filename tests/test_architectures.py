@@ -14,10 +14,15 @@ from lensbridge.architectures import BY_CLASS, architecture_of
 from lensbridge.architectures.gpt2 import GPT2
 from lensbridge.architectures.record import Architecture, Block, Softmax
 from lensbridge.errors import UnsupportedModelError
-from lensbridge.tiny import tiny_family
+from lensbridge.tiny import FAMILIES, tiny_family
 
 #: The fields of a block that are paths of attributes that are no modules, and the one that is none.
-ATTRIBUTES, WORDS = {"attn_factor", "mlp_factor", "sinks"}, {"extra"}
+ATTRIBUTES, WORDS = {"attn_factor", "mlp_factor", "sinks", "o_bias"}, {"extra"}
+#: What is around the layers, as paths of modules.
+AROUND = (
+    *("embed", "project_in", "pos_embed", "type_embed", "embed_norm", "embed_map"),
+    *("layers", "ln_final", "head", "project_out", "unembed"),
+)
 #: The roles of a block: the fields that are paths of modules.
 ROLES = [
     field.name
@@ -68,17 +73,23 @@ def test_paths() -> None:
 @pytest.mark.parametrize("record", BY_CLASS.values(), ids=BY_CLASS)
 def test_every_role_is_where_the_record_says(record: Architecture) -> None:
     hf = tiny_family(record.model_type)
-    for path in (record.embed, record.pos_embed, record.embed_norm, record.layers, record.ln_final, record.unembed):
-        assert path is None or hf.get_submodule(path) is not None
+    relatives = [key for key in FAMILIES if key.partition("@")[0] == record.model_type]
+    for role in AROUND:
+        path = getattr(record, role)
+        some = map(tiny_family, relatives) if role in record.optional else (hf,)
+        assert path is None or any(path in dict(model.named_modules()) for model in some), role
     bound = record.for_model(hf)
     for layer, block in enumerate(bound.blocks):
         fused = ("q", "k", "v") if block.qkv is not None else ()
         roles = [role for role in ROLES if role not in fused and getattr(block, role) is not None]
         assert all(hf.get_submodule(bound.in_layer(layer, role)) is not None for role in roles)
         assert all(hf.get_submodule(bound.below(layer, path)) is not None for path in block.branches if path)
-        found = [getattr(block, attribute) for attribute in ATTRIBUTES]
-        assert all(attrgetter(path)(hf.get_submodule(bound.layer(layer))) is not None for path in found if path)
-    attributes = (*record.config.values(), *record.by_layer, *record.variants, *record.refused)
+        for attribute in ATTRIBUTES:
+            owner, _, name = (getattr(block, attribute) or "training").rpartition(".")
+            module = hf.get_submodule(bound.layer(layer))
+            assert hasattr(attrgetter(owner)(module) if owner else module, name), attribute
+    conditions = [each.partition("=")[0].split(".")[0] for each in (*record.variants, *record.refused)]
+    attributes = (*record.config.values(), *record.by_layer, *conditions)
     assert all(hasattr(hf.config.get_text_config(decoder=True), attribute) for attribute in attributes)
 
 

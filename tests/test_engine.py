@@ -16,7 +16,8 @@ import lensbridge.engine.run
 from lensbridge import points
 from lensbridge.architectures import BY_CLASS
 from lensbridge.architectures.record import Softmax
-from lensbridge.engine.places import Place, SoftmaxPlace, View, measure_order
+from lensbridge.engine.passage import measure
+from lensbridge.engine.places import Place, SoftmaxPlace, View
 from lensbridge.errors import SourceNotFoundError
 from lensbridge.hook_points import HookPoint
 
@@ -164,12 +165,12 @@ def test_the_order_of_places_is_measured(
 def test_measuring_leaves_the_model_and_the_random_state_alone(hf: Any) -> None:
     hf.train()
     state = torch.random.get_rng_state()
-    order = measure_order(hf, ["transformer.h.0.attn", "transformer.h.1.attn"])
+    order, overwritten = measure(hf, ["transformer.h.0.attn", "transformer.h.1.attn"])
     assert torch.equal(torch.random.get_rng_state(), state)
     assert hf.training and not any(module._forward_hooks or module._forward_pre_hooks for module in hf.modules())
     inside = ["transformer.h.0.attn"] * 3
-    ranks = [order[path, side] for path, side in zip(inside, ("input", "softmax", "output"), strict=True)]
-    assert ranks == sorted(ranks) and ranks[2] < order["transformer.h.0.mlp", "input"]
+    ranks = [order[path, side, 0] for path, side in zip(inside, ("input", "softmax", "output"), strict=True)]
+    assert ranks == sorted(ranks) and ranks[2] < order["transformer.h.0.mlp", "input", 0]
 
 
 def test_a_softmax_that_is_not_there_is_an_error_that_says_where_it_was_looked_for(

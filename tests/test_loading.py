@@ -11,7 +11,7 @@ import nnsight
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, ViTConfig, ViTForImageClassification
 
 from lensbridge import HookedTransformer, HookedTransformerConfig, loading
 from lensbridge.errors import ModelNotFoundError, UnknownArgumentError, UnsupportedModelError
@@ -180,12 +180,13 @@ def test_unknown_arguments_are_refused_by_name(directory: Path, wrong: str, clos
 def test_an_unsupported_architecture_is_refused_before_its_weights_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mamba = MambaForCausalLM(MambaConfig(num_hidden_layers=1, hidden_size=8, state_size=2, vocab_size=10))
-    mamba.save_pretrained(tmp_path)
+    config = ViTConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2, intermediate_size=8, image_size=32)
+    images = ViTForImageClassification(config)
+    images.save_pretrained(tmp_path)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
-    for ask in (lambda: load(str(tmp_path)), lambda: load("x", hf_model=mamba)):
+    for ask in (lambda: load(str(tmp_path)), lambda: load("x", hf_model=images)):
         with pytest.raises(
-            UnsupportedModelError, match="architecture MambaForCausalLM; known: .*GPT2LMHeadModel"
+            UnsupportedModelError, match="architecture ViTForImageClassification; known: .*GPT2LMHeadModel"
         ) as caught:
             ask()
         assert isinstance(caught.value, ValueError)

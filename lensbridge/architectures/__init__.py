@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import UnsupportedModelError
+from .irregular import REFUSED
 from .record import Architecture as Architecture
 
 
@@ -25,8 +26,8 @@ RECORDS = _recorded()
 #: HF class name -> record.
 BY_CLASS = {record.hf_class: record for record in RECORDS}
 
-#: What HF configs call the families.
-MODEL_TYPES = frozenset(name for record in RECORDS for name in (record.model_type, *record.also))
+#: What HF configs call the families -> record.
+BY_MODEL_TYPE = {name: record for record in RECORDS for name in (record.model_type, *record.also)}
 
 
 def architecture_of(hf_model: Any) -> Architecture:
@@ -38,8 +39,16 @@ def architecture_of(hf_model: Any) -> Architecture:
     for cls in type(hf_model).__mro__:
         if cls.__name__ in BY_CLASS:
             return BY_CLASS[cls.__name__].for_model(hf_model)
+    raise unrecorded(type(hf_model).__name__)
+
+
+def unrecorded(name: str) -> UnsupportedModelError:
+    """What to raise for a model of a class or model type without a record."""
+    reasons = {each: reason for model_type, (cls, reason) in REFUSED.items() for each in (model_type, cls)}
+    if name in reasons:
+        return UnsupportedModelError(f"{name} is not supported: {reasons[name]}")
     known = ", ".join(sorted(BY_CLASS))
-    raise UnsupportedModelError(
-        f"no record of the architecture {type(hf_model).__name__}; known: {known}. "
-        "A family is one data file in lensbridge/architectures (see CONTRIBUTING.md)."
+    return UnsupportedModelError(
+        f"no record of the architecture {name}; known: {known}. A family is one data file in lensbridge/architectures "
+        "(see CONTRIBUTING.md)."
     )

@@ -21,6 +21,12 @@ class Softmax:
     call: str | None = "attention_interface"
     operation: str = "softmax"
     module: str | None = None
+    #: What masked scores are, or less, where that is not the smallest number there is.
+    mask: float | None = None
+    #: Where no call is given queries and keys as they meet: the call that returns both of them rotated, and the one
+    #: that transposes the keys.
+    queries: str | None = None
+    keys: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,3 +49,13 @@ class Layout:
 PARTS = Layout()
 #: For each key-value head its queries, its key and its value; without grouping, the three of each head.
 GROUPS = Layout("key-value heads")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Points (their names below a layer) that layers do not have, and why not: the modules where they would be read
+    are there, but what passes these does not mean what the names mean.
+    """
+
+    points: tuple[str, ...]
+    reason: str

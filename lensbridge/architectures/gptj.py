@@ -1,11 +1,15 @@
-"""GPT-J (Wang and Komatsuzaki 2021) and GPT-Neo (Black et al. 2021).
+"""GPT-J (Wang and Komatsuzaki 2021), CodeGen (Nijkamp et al. 2023) and GPT-Neo (Black et al. 2021).
 
 - GPT-J: LayerNorm; attention and MLP read one norm of the same stream; rotary positions on pairs of neighbours, on a
   part of each head; plain MLP; a bias on the logits
+- CodeGen: GPT-J with one projection in four blocks, each of which holds queries, then values, then keys
 - GPT-Neo: sequential; learned positions; global and local attention in turn; scores are not scaled
 """
 
-from .record import Architecture, Block, Softmax
+from dataclasses import replace
+
+from .forms import Layout, Softmax
+from .record import Architecture, Block
 
 GPTJ = Architecture(
     model_type="gptj",
@@ -31,6 +35,18 @@ GPTJ = Architecture(
     norm="LN",
     config={"rotary_dim": "rotary_dim"},
     constants={"rotary_adjacent_pairs": True},
+)
+CODEGEN = replace(
+    GPTJ,
+    model_type="codegen",
+    hf_class="CodeGenForCausalLM",
+    block=replace(
+        GPTJ.block,
+        qkv="attn.qkv_proj",
+        qkv_layout=Layout(4, "qvk"),
+        # The softmax is a module that is made there and called.
+        softmax=Softmax(call="_attn", operation="call"),
+    ),
 )
 GPT_NEO = Architecture(
     model_type="gpt_neo",

@@ -16,6 +16,7 @@ from ..errors import UnsupportedModelError
 from ..experts import ExpertForm, form_of
 from .forms import PARTS as PARTS
 from .forms import Layout as Layout
+from .forms import Refusal as Refusal
 from .forms import Softmax as Softmax
 
 
@@ -26,6 +27,8 @@ class Block:
     The defaults are Llama's, so that most families say little.
     """
 
+    #: The module whose output is the residual stream before attention, where that is not what the layer is given.
+    enters: str | None = None
     ln1: str | None = "input_layernorm"
     #: The module in whose forward scores and pattern are made; None where there is no softmax attention.
     attn: str | None = "self_attn"
@@ -49,6 +52,8 @@ class Block:
     qk_norm_heads_first: bool = False
     qk_norm_rotated: bool = False
     o: str | None = "self_attn.o_proj"
+    #: A bias of what attention writes that is added behind ``o``: an attribute, which is None in layers without.
+    o_bias: str | None = None
     #: Whether hook_z is what the attention call returns, because something stands between that and ``o``.
     z_from_call: bool = False
     #: What stands there, if it is a norm of all heads.
@@ -89,9 +94,15 @@ class Block:
     #: A module that is called before them and whose output is added to theirs.
     attn_also: str | None = None
     mlp_also: str | None = None
-    #: An attribute that holds a factor between that output and what is added.
+    #: An attribute that holds a factor between that output and what is added; and one for the module called before, if
+    #: that has another.
     attn_factor: str | None = None
     mlp_factor: str | None = None
+    attn_also_factor: str | None = None
+    #: Attributes that hold a factor between ``ln1`` and attention, and between what a role's module returns and what
+    #: its point is (``k``, ``gate``, ``mlp_out``).
+    attn_in_factor: str | None = None
+    factors: Mapping[str, str] = field(default_factory=dict)
     #: Whether batch and position are one axis from the norm before the MLP to the MLP's output.
     flat_mlp: bool = False
     #: Whether batch and head are one axis in scores and pattern.
@@ -111,6 +122,8 @@ class Block:
     rotary: bool = True
     query_argument: int = 1
     softmax: Softmax = Softmax()
+    #: Points that follow from all this and are not offered, with the reasons.
+    refusals: tuple[Refusal, ...] = ()
 
     @property
     def features(self) -> frozenset[str]:
@@ -191,6 +204,11 @@ def instead_of_attention(path: str) -> dict[str, Any]:
     return {"attn_branch": path, **dict.fromkeys(("attn", "q", "k", "v", "qkv", "q_norm", "k_norm", "o"))}
 
 
+def without_mlp() -> dict[str, Any]:
+    """The changes of a layer that has nothing but attention, or what stands in its place."""
+    return {**dict.fromkeys(("ln2", "mlp", "gate", "mlp_in", "mlp_out"))}
+
+
 #: What the presence of a module or parameter below a layer changes, in families whose modules go by Llama's names.
 LLAMA_KINDS: Mapping[str, Mapping[str, Any]] = {
     "self_attn.q_norm": {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"},
@@ -199,6 +217,19 @@ LLAMA_KINDS: Mapping[str, Mapping[str, Any]] = {
     "mlp.experts": mixture(),
     "mlp.router": {"router": "mlp.router"},
 }
+
+
+def asked(hf_config: Any, condition: str) -> Any:
+    """The attribute of a HF config that a condition (``attribute``, or ``attribute=value``) is about."""
+    for name in condition.partition("=")[0].split("."):
+        hf_config = getattr(hf_config, name, None)
+    return hf_config
+
+
+def holds(hf_config: Any, condition: str) -> bool:
+    """Whether the attribute is true, or has the value."""
+    value, (_, given, expected) = asked(hf_config, condition), condition.partition("=")
+    return str(value) == expected if given else bool(value)
 
 
 @dataclass(frozen=True)
@@ -213,17 +244,38 @@ class Architecture:
     #: The learned positions that are added to the token embedding, and how many of their rows come before position 0.
     pos_embed: str | None = None
     pos_offset: int = 0
+    #: Whether that is the row after the padding token's, and positions are counted from it by who calls the model.
+    pos_after_padding: bool = False
     #: The attribute of the embedding that holds a factor on what it returns.
     embed_scale: str | None = None
     #: An attribute, by its path from the root, that holds a factor between what the embedding returns and the stream.
     embed_factor: str | None = None
-    #: A norm between the embedding and the first layer.
+    #: To which power that attribute is taken.
+    embed_factor_power: float = 1.0
+    #: A linear map of what the embedding returns.
+    project_in: str | None = None
+    #: The embedding of token types (sentences, Devlin et al. 2019), which is added as well.
+    type_embed: str | None = None
+    #: A norm between the embedding and the first layer; and whether it norms the sum of all embeddings.
     embed_norm: str | None = None
+    embed_norm_of_sum: bool = False
+    #: A linear map of all that, to the width of the stream.
+    embed_map: str | None = None
+    #: What else is added to the embeddings or done to them, in words.
+    embed_extra: str | None = None
     layers: str = "model.layers"
     ln_final: str | None = "model.norm"
+    #: What stands between the last layer (and its norm) and the unembedding, if that is more than a linear map; or the
+    #: linear map.
+    head: str | None = None
+    project_out: str | None = None
     unembed: str = "lm_head"
     #: An attribute, by its path from the root, that the final norm's output is divided by before the head.
     unembed_divisor: str | None = None
+    #: Whether the model is given the whole text where it has a key-value cache, instead of what is new.
+    reads_whole_text: bool = False
+    #: Those of these fields whose modules some models of the family do without.
+    optional: tuple[str, ...] = ()
     #: What a layer is made of, and what it changes that a module or parameter (by its path below the layer) is there.
     block: Block = Block()
     kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -241,10 +293,17 @@ class Architecture:
     config: Mapping[str, str] = field(default_factory=dict)
     #: TransformerLens config field -> value that all models of the family share.
     constants: Mapping[str, Any] = field(default_factory=dict)
-    #: HF config attribute that is true -> changes it brings, to ``block`` or to fields of the record.
+    #: HF config attribute that is true, or ``attribute=value`` -> changes it brings, to ``block`` or to fields of the
+    #: record.
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    #: HF config attribute -> why a model that sets it is refused.
+    #: The same -> why such a model is refused.
     refused: Mapping[str, str] = field(default_factory=dict)
+    #: HF config attribute -> value that a checkpoint is loaded with, because what it sets otherwise is refused and
+    #: makes no difference to the function.
+    loaded_with: Mapping[str, Any] = field(default_factory=dict)
+    #: What layers read besides the residual stream and positions, in words: a run that begins at a layer takes the
+    #: tokens, too.
+    rereads: str | None = None
     #: What each layer of one model is made of (`for_model`).
     blocks: tuple[Block, ...] = ()
 
@@ -255,12 +314,13 @@ class Architecture:
             UnsupportedModelError: if the config sets an attribute that the record refuses.
         """
         hf_config = hf_config.get_text_config(decoder=True)
-        for attribute, reason in self.refused.items():
-            if getattr(hf_config, attribute, False):
-                raise UnsupportedModelError(f"{self.model_type} with {attribute}=True is not supported: {reason}")
+        for condition, reason in self.refused.items():
+            if holds(hf_config, condition):
+                found = f"{condition.partition('=')[0]}={asked(hf_config, condition)!r}"
+                raise UnsupportedModelError(f"{self.model_type} with {found} is not supported: {reason}")
         changes: dict[str, Any] = {}
-        for attribute, change in self.variants.items():
-            if getattr(hf_config, attribute, False):
+        for condition, change in self.variants.items():
+            if holds(hf_config, condition):
                 changes |= change
         own = {name: changes.pop(name) for name in [*changes] if name in self.__dataclass_fields__}
         chosen = replace(self, **own, block=replace(self.block, **changes)) if own or changes else self
@@ -278,7 +338,9 @@ class Architecture:
         chosen = self.for_config(hf_model.config)
         text_config, layers = hf_model.config.get_text_config(decoder=True), hf_model.get_submodule(self.layers)
         of_layer = (replace(chosen.block_of(layer), **chosen._listed(text_config, i)) for i, layer in enumerate(layers))
-        return replace(chosen, blocks=tuple(of_layer))
+        there = {path for path, _ in hf_model.named_modules()}
+        absent: dict[str, Any] = {role: None for role in self.optional if getattr(chosen, role) not in there}
+        return replace(chosen, blocks=tuple(of_layer), **absent)
 
     def _listed(self, hf_config: Any, layer: int) -> dict[str, Any]:
         """What the config's lists change in a layer."""
@@ -309,7 +371,17 @@ class Architecture:
     @property
     def behind_layers(self) -> str:
         """The path of what reads the residual stream after the last layer."""
-        return self.ln_final or self.unembed
+        return self.ln_final or self.unembeds_from
+
+    @property
+    def unembeds_from(self) -> str:
+        """The path of what turns the last stream, normed or not, into logits: the head, or a linear map."""
+        return self.head or self.project_out or self.unembed
+
+    @property
+    def reads_embedding_only(self) -> bool:
+        """Whether the stream before the first layer is the token embedding plus that of positions, if there is one."""
+        return not (self.type_embed or self.embed_norm_of_sum or self.embed_map or self.embed_extra)
 
     @property
     def final_call(self) -> int:
@@ -319,6 +391,21 @@ class Architecture:
     def layer(self, index: int) -> str:
         """The path of one layer."""
         return f"{self.layers}.{index}"
+
+    def entrance(self, index: int) -> tuple[str, Literal["input", "output"]]:
+        """The path of a module whose input or output is the residual stream before a layer, or behind the last one."""
+        if index >= len(self.blocks):
+            return self.behind_layers, "input"
+        enters = self.blocks[index].enters
+        return (self.layer(index), "input") if enters is None else (self.below(index, enters), "output")
+
+    def why_refused(self, point: str) -> str | None:
+        """Why a hook point (by its full name) that the layers' modules would give is not offered; None if it is."""
+        parts = point.split(".", 2)
+        if parts[0] != "blocks" or int(parts[1]) >= len(self.blocks):
+            return None
+        refusals = self.blocks[int(parts[1])].refusals
+        return next((refusal.reason for refusal in refusals if parts[2] in refusal.points), None)
 
     def below(self, index: int, path: str) -> str:
         """The path of what is at ``path`` below a layer."""
@@ -344,8 +431,10 @@ class Architecture:
     def features(self) -> frozenset[str]:
         """What the table of hook points (`points.py`) asks of what is around the layers."""
         found = {
-            "embedding norm": self.embed_norm is not None,
+            "embedding norm": self.embed_norm is not None and not self.embed_norm_of_sum,
             "learned positions": self.pos_embed is not None,
+            "token types": self.type_embed is not None,
+            "norm of the embeddings": self.embed_norm is not None and self.embed_norm_of_sum,
             "final norm": self.ln_final is not None,
         }
         return frozenset(name for name, there in found.items() if there)

@@ -38,7 +38,8 @@ def _inputs(subject: Subject, layer: int) -> Iterator[tuple]:
 
     def read(look: Look) -> Tensor:
         # The norm fires for each of its readers, and a cache keeps the last firing, the values'.
-        return look[next(name for name in (f"{prefix}.hook_v_input", f"{prefix}.hook_attn_in", pre) if name in look)]
+        points = (f"{prefix}.hook_v_input", f"{prefix}.hook_attn_in", pre)
+        return look.first(points, subject.architecture.in_layer(layer, "ln1"))
 
     if norm_before(subject, layer):
         yield from norm_identities(subject, f"{prefix}.ln1", read, "resid_pre")
@@ -56,9 +57,10 @@ def _projections(subject: Subject, layer: int) -> Iterator[tuple]:
         norm = subject.norm(f"{prefix}.ln1")
 
     def read(look: Look, letter: str) -> Tensor:
-        own = next((n for n in (f"{prefix}.hook_{letter}_input", f"{prefix}.hook_attn_in") if n in look), None)
+        points = (f"{prefix}.hook_{letter}_input", f"{prefix}.hook_attn_in")
+        own = next((n for n in points if n in look), None)
         if norm is None:
-            return look[own or f"{prefix}.hook_resid_pre"]
+            return look.first((*points, f"{prefix}.hook_resid_pre"), subject.architecture.in_layer(layer, letter))
         if own is None:
             return look.normed(f"{prefix}.ln1")
         x, scale = norm.split(look[own])
@@ -215,8 +217,24 @@ def _output(subject: Subject, layer: int) -> Iterator[tuple]:
         behind = _scaled(lambda look: look.normed(norm), factor)
         yield out, f"{norm.rpartition('.')[2]}'s output{times}", behind, (result,)
     else:
-        equation = f"(sum(result) + b_O){times}" if times else "sum(result) + b_O"
-        yield out, equation, _scaled(together, factor), (z, result)
+        equation, value = f"(sum(result) + b_O){times}" if times else "sum(result) + b_O", _scaled(together, factor)
+        if block.attn_also is not None:
+            equation, value = f"{equation} + {block.attn_also}", _with_another(subject, layer, value, factor)
+        yield out, equation, value, (z, result)
+
+
+def _with_another(subject: Subject, layer: int, value: Callable[[Look], Tensor], factor: Any) -> Callable:
+    """What another module adds to attention's output: it reads the same norm, and what HuggingFace's makes of it."""
+    norm, module = (
+        subject.hf.get_submodule(subject.architecture.in_layer(layer, role)) for role in ("ln1", "attn_also")
+    )
+    own = subject.factor(layer, "attn_also_factor")
+
+    def total(look: Look) -> Tensor:
+        added = module(norm(look[f"blocks.{layer}.hook_resid_pre"]))
+        return value(look) + added.detach() * next((f for f in (own, factor) if f is not None), 1)
+
+    return total
 
 
 def _scaled(value: Callable[[Look], Tensor], factor: Any) -> Callable[[Look], Tensor]:

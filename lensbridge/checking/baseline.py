@@ -90,12 +90,16 @@ def check_against_modules(subject: Subject) -> list[Outcome]:
         look = subject.look()
     for layer in range(subject.n_layers):
         path, prefix = architecture.layer(layer), f"blocks.{layer}"
-        with findings.trying("resid_pre is the layer's input", path):
-            findings.same("resid_pre is the layer's input", look[f"{prefix}.hook_resid_pre"], plain.input(path), path)
-        with findings.trying("resid_post is the layer's output", path):
+        check = "resid_pre is the layer's input"
+        with findings.trying(check, path):
+            entrance, side = architecture.entrance(layer)
+            given = plain.input(entrance) if side == "input" else plain.output(entrance)
+            _same_stream(findings, check, look, f"{prefix}.hook_resid_pre", given)
+        check = "resid_post is the layer's output"
+        with findings.trying(check, path):
             last = f"{prefix}.hook_normalized_resid_post"
-            value = look[last if last in look else f"{prefix}.hook_resid_post"]
-            findings.same("resid_post is the layer's output", value, plain.output(path), path)
+            name = last if last in look else f"{prefix}.hook_resid_post"
+            _same_stream(findings, check, look, name, plain.output(path))
     for prefix in sorted(name.removesuffix(".hook_scale") for name in look.values if name.endswith(".hook_scale")):
         module = subject.model.mod_dict[prefix].path
         with findings.trying("norms' outputs", module):
@@ -109,6 +113,14 @@ def check_against_modules(subject: Subject) -> list[Outcome]:
         value = look["unembed.hook_out"]
         findings.same("unembed.hook_out is the head's output", value, plain.output(architecture.unembed))
     return findings.outcomes()
+
+
+def _same_stream(findings: Findings, check: str, look: Look, name: str, expected: torch.Tensor) -> None:
+    reason = look.subject.architecture.why_refused(name)
+    if reason is None:
+        findings.same(check, look[name], expected, name)
+    else:
+        findings.absent(check, reason)
 
 
 def _heads_first(subject: Subject, prefix: str) -> bool:

@@ -6,7 +6,7 @@ compared with this.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -60,6 +60,26 @@ def first_tensor(values: Any) -> Tensor | None:
     elif not isinstance(values, (tuple, list)):
         return None
     return next((value for value in values if isinstance(value, Tensor)), None)
+
+
+@contextmanager
+def given_to(hf_model: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """While open, what the modules at these paths are given: the first tensor of the last call, by path."""
+    found: dict[str, Tensor] = {}
+    handles = []
+    for path in paths:
+
+        def enter(module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
+            value = first_tensor((*args, *kwargs.values()))
+            assert value is not None
+            found[path] = value.detach().clone()
+
+        handles.append(hf_model.get_submodule(path).register_forward_pre_hook(enter, with_kwargs=True))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

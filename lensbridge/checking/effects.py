@@ -51,6 +51,9 @@ def _same_by_adding(first: str, second: str) -> Effect:
 
     def effect(subject: Subject, findings: Findings, check: str, layer: int) -> None:
         look, names = subject.look(), (_name(layer, first), _name(layer, second))
+        if first == "hook_resid_post" and subject.block(layer).post_norm:
+            findings.absent(check, "the next layer is given the norm of it")
+            return
         x = look[names[0]]
         amount = 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(layer)).to(x)
         one, other = (subject.run([(name, added(amount))]) for name in names)
@@ -218,6 +221,7 @@ EFFECTS: tuple[tuple[str, tuple[str, ...], Effect], ...] = (
             ("hook_attn_out", "hook_resid_mid"),
             ("hook_mlp_out", "hook_resid_post"),
             ("hook_resid_post", "next hook_resid_pre"),
+            ("hook_normalized_resid_post", "next hook_resid_pre"),
         )
     ),
     ("patterns are causal and sum to 1", (SCORES, PATTERN), _squares),

@@ -61,7 +61,8 @@ def _number(logits: Tensor) -> Tensor:
 def _plain(subject: Subject) -> tuple[Captured, dict[str, Tensor]]:
     """A run of the HuggingFace model with its modules' tensors and their gradients; and its parameters' gradients."""
     with capturing(subject.hf, live=True) as captured:
-        logits = subject.hf(input_ids=subject.tokens).logits
+        # Recurrences write into their cache, where there is one.
+        logits = subject.hf(input_ids=subject.tokens, use_cache=False).logits
     return captured, _parameter_gradients(subject, logits)
 
 
@@ -87,7 +88,8 @@ def _check_point(subject: Subject, findings: Findings, name: str, gradient: Tens
     if _has_other_readers(subject, name):
         return
     value = subject.look()[name]
-    for tensor in _tensors(plain):
+    # Of a view that has another shape, what is a reader's alone may be the gradient.
+    for tensor in sorted(_tensors(plain), key=lambda tensor: tensor.shape != value.shape):
         if (
             tensor.grad is not None
             and tensor.numel() == value.numel()
@@ -99,6 +101,9 @@ def _check_point(subject: Subject, findings: Findings, name: str, gradient: Tens
 
 def _has_other_readers(subject: Subject, name: str) -> bool:
     """Whether the module whose output a point shows is read through another point, too."""
+    if name == "blocks.0.hook_resid_pre":
+        # The embedding is that stream, too.
+        return subject.architecture.rereads is not None
     if not name.endswith((".ln1.hook_normalized", ".ln2.hook_normalized")):
         return False
     block = subject.block(int(name.split(".")[1]))

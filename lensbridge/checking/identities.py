@@ -62,16 +62,43 @@ def _before(subject: Subject) -> Iterator[tuple]:
         assert weight is not None
         return weight[subject.tokens]
 
-    if subject.has("embed.ln.hook_scale"):
+    architecture = subject.architecture
+    if "embedding norm" in architecture.features:
         yield from norm_identities(subject, "embed.ln", embedded, "W_E[tokens]")
         yield "hook_embed", "embed.ln's output", lambda look: look.normed("embed.ln")
     elif "embed.W_E" in subject.weight_names:
         yield "hook_embed", "W_E[tokens]", embedded
     if subject.has("hook_pos_embed"):
         yield "hook_pos_embed", "W_pos[positions]", _positions
-    terms = [name for name in ("hook_embed", "hook_pos_embed") if subject.has(name)]
-    if subject.n_layers:
-        yield "blocks.0.hook_resid_pre", " + ".join(terms), _total(terms), tuple(terms)
+    terms = [name for name in ("hook_embed", "hook_pos_embed", "hook_token_type_embed") if subject.has(name)]
+    equation, whole = " + ".join(terms), _total(terms)
+    if "norm of the embeddings" in architecture.features:
+        yield from norm_identities(subject, "embed.ln", whole, equation)
+        equation, whole = "embed.ln's output", _normed_embeddings
+    if not subject.n_layers:
+        return
+    first = "blocks.0.hook_resid_pre"
+    if architecture.embed_map is not None:
+        inner, mapped = whole, subject.hf.get_submodule(architecture.embed_map)
+
+        def through_map(look: Look) -> Tensor:
+            return mapped(inner(look))
+
+        equation, whole = f"the linear map of {equation}", through_map
+    if architecture.embed_extra is None:
+        yield first, equation, whole, tuple(terms)
+    else:
+
+        def alike(look: Look) -> Tensor:
+            # Read off the first row of tokens of a run without hooks; in the others it has to be the same.
+            clean = look.subject.look()
+            return whole(look) + (clean[first] - whole(clean))[:1]
+
+        yield first, f"{equation} + the same in each row", alike, tuple(terms)
+
+
+def _normed_embeddings(look: Look) -> Tensor:
+    return look.normed("embed.ln")
 
 
 def _positions(look: Look) -> Tensor:
@@ -96,10 +123,10 @@ def _stream(subject: Subject, layer: int) -> Iterator[tuple]:
         yield mid, "resid_pre + attn_out", _total([pre, attn]), (attn,)
         last, terms = mid, [mlp]
     if block.post_norm:
-        first, second = f"{prefix}.ln1", f"{prefix}.ln2"
-        yield from norm_identities(subject, first, lambda look: look[mid], "resid_mid")
+        first, second, copy = f"{prefix}.ln1", f"{prefix}.ln2", f"{prefix}.hook_mlp_in"
+        yield from norm_identities(subject, first, lambda look: look[copy if copy in look else mid], "resid_mid")
         yield post, "ln1's output + mlp_out", lambda look: look.normed(first) + look[mlp], (mlp,)
-        yield from norm_identities(subject, second, lambda look: look[post], "resid_post")
+        yield from norm_identities(subject, second, lambda look: look[f"{prefix}.hook_resid_post"], "resid_post")
         post = f"{prefix}.hook_normalized_resid_post"
         yield post, "ln2's output", lambda look: look.normed(second)
     elif block.extra is None:
@@ -113,10 +140,26 @@ def _stream(subject: Subject, layer: int) -> Iterator[tuple]:
 def _after(subject: Subject) -> Iterator[tuple]:
     last = f"blocks.{subject.n_layers - 1}.hook_"
     normed = "normalized_resid_post" if subject.has(f"{last}normalized_resid_post") else "resid_post"
+    read, equation = last + normed, f"the last {normed}"
+
+    def given(look: Look) -> Tensor:
+        # Positions that come before the text are left out.
+        value = look.normed("ln_final") if subject.has("ln_final.hook_scale") else look[read]
+        return value[:, -subject.tokens.shape[1] :]
+
     if subject.has("ln_final.hook_scale"):
-        final = last + normed
-        yield from norm_identities(subject, "ln_final", lambda look: look[final], f"the last {normed}")
-        yield "unembed.hook_in", "ln_final's output", lambda look: look.normed("ln_final")
+        final, path = read, subject.architecture.ln_final
+
+        def stream(look: Look) -> Tensor:
+            return look.first([final], path)
+
+        for row in norm_identities(subject, "ln_final", stream, equation):
+            yield *row, (final,)
+        equation = "ln_final's output"
+    if subject.architecture.head is None:
+        yield "unembed.hook_in", equation, given
+    else:
+        yield "unembed.hook_in", f"the head's transform of {equation}", lambda look: subject.transformed(given(look))
 
     def logits(look: Look) -> Tensor:
         weight, bias = look.weight("unembed.W_U"), look.weight("unembed.b_U")

@@ -8,12 +8,37 @@ from __future__ import annotations
 
 from .outcome import Known
 
+FIXED_POSITIONS: Known = {
+    "gradients": {"hook_pos_embed": "positions are fixed numbers, which HuggingFace leaves off its graph"}
+}
+COUNTS_PADDING: Known = {
+    "padding": {"left, row by row": "HuggingFace's decoder takes no positions, and counts padding on the left"}
+}
+COUNTS_FROM_ZERO: Known = {
+    "generation": {"greedy": "HuggingFace's generate counts positions from 0, its forward from behind the padding row"}
+}
+MAPPED = {"embed.ln.*": "the token embedding is mapped together with two others before the sum"}
+PROMPT = {"hook_embed": "the model embeds a prompt of its own before the text"}
+
 KNOWN: dict[str, Known] = {
     "moshi": {
         "generation": {
             "greedy": "HuggingFace's cache forgets keys beyond a window that its masks do not have: it generates "
             "otherwise with its cache than without; here as without"
         }
+    },
+    **dict.fromkeys(("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "mbart"), COUNTS_PADDING),
+    **dict.fromkeys(("mvp", "plbart", "trocr"), COUNTS_PADDING),
+    **dict.fromkeys(("marian", "pegasus"), {**COUNTS_PADDING, **FIXED_POSITIONS}),
+    "xglm": FIXED_POSITIONS,
+    **dict.fromkeys(("camembert", "data2vec-text", "roberta", "xlm-roberta"), COUNTS_FROM_ZERO),
+    **dict.fromkeys(("roberta-prelayernorm", "xlm-roberta-xl"), COUNTS_FROM_ZERO),
+    "roc_bert": {"identities": MAPPED, "identities, processed": MAPPED},
+    "cpmant": {
+        "identities": PROMPT,
+        "identities, processed": PROMPT,
+        "effects": {"patterns are causal and sum to 1": "positions of the prompt attend to all others of it"},
+        "padding": {"*, row by row": "HuggingFace's model takes no mask, and attends to padding"},
     },
     "recurrent_gemma": {
         "padding": {"left, row by row": "HuggingFace's recurrence runs over the padding before a text, mask or no mask"}

@@ -20,23 +20,25 @@ def mlp_identities(subject: Subject, layer: int) -> Iterator[tuple]:
     prefix, block = f"blocks.{layer}", subject.block(layer)
     if block.mlp is None:
         return
-    stream = next(n for n in (f"{prefix}.hook_resid_mid", f"{prefix}.hook_resid_pre") if subject.has(n))
-    copy, first = f"{prefix}.hook_mlp_in", f"{prefix}.ln1"
-    behind = block.post_norm
+    streams = [n for n in (f"{prefix}.hook_resid_mid", f"{prefix}.hook_resid_pre") if subject.has(n)]
+    stream = streams[0] if streams else "what the MLP's norm is given"
+    copy = f"{prefix}.hook_mlp_in"
 
     def given(look: Look) -> Tensor:
-        return look.normed(first) if behind else look[stream]
+        reader = block.ln2 or block.mlp
+        assert reader is not None
+        return look.first(streams, subject.architecture.below(layer, reader))
 
     def source(look: Look) -> Tensor:
         return look[copy] if copy in look else given(look)
 
-    yield copy, "ln1's output" if behind else stream.rsplit("hook_", 1)[-1], given
-    normed = block.ln2 is not None and not behind
-    if normed:
-        yield from norm_identities(subject, f"{prefix}.ln2", source, stream.rsplit("hook_", 1)[-1])
+    yield copy, stream.rsplit("hook_", 1)[-1], given
+    norm = f"{prefix}.ln1" if block.post_norm else f"{prefix}.ln2"
+    if block.ln2 is not None and not block.post_norm:
+        yield from norm_identities(subject, norm, source, stream.rsplit("hook_", 1)[-1])
 
     def read(look: Look) -> Tensor:
-        return look.normed(f"{prefix}.ln2") if normed else source(look)
+        return look.normed(norm) if block.ln2 is not None else source(look)
 
     if block.experts is not None:
         mixture = Mixture(subject, layer, read)

@@ -54,7 +54,7 @@ def position_bias(subject: Subject, layer: int) -> Tensor | float:
 
     In the other rows, and in runs with hooks, it has to be the same.
     """
-    if subject.model.cfg.positional_embedding_type != "alibi":
+    if subject.model.cfg.positional_embedding_type not in ("alibi", "relative_positional_bias"):
         return 0.0
     if layer not in subject.biases:
         look = subject.look()

@@ -33,13 +33,15 @@ def shape_problems(subject: Subject, name: str, value: Tensor) -> list[str]:
 def _size(subject: Subject, name: str, axis: str) -> int | None:
     """The size of an axis by its name in the table; None where it is not known beforehand."""
     cfg, (batch, length) = subject.model.cfg, subject.tokens.shape
+    if not name.startswith("unembed."):
+        length = subject.positions
     sizes = {
         "batch": batch,
         "pos": length,
         "query_pos": length,
         "key_pos": length,
         "batch*pos": batch * length,
-        "d_model": cfg.d_model,
+        "d_model": _width(subject, name),
         "d_vocab": cfg.d_vocab_out,
         "expert": cfg.num_experts,
         "1": 1,
@@ -50,6 +52,16 @@ def _size(subject: Subject, name: str, axis: str) -> int | None:
         weight = subject.weight(name.rpartition(".")[0] + ".W_out")
         return None if weight is None else weight.shape[0]
     return sizes.get(axis)
+
+
+def _width(subject: Subject, name: str) -> int | None:
+    """The width of the stream, or of embeddings that are mapped to it, or of what a head unembeds."""
+    architecture = subject.architecture
+    if name == "unembed.hook_in" and architecture.head is not None:
+        return subject.hf.get_submodule(architecture.unembed).weight.shape[1]
+    if "embed" in name and architecture.embed_map is not None:
+        return subject.hf.get_submodule(architecture.embed).weight.shape[1]
+    return subject.model.cfg.d_model
 
 
 def _of_heads(subject: Subject, name: str, axis: str) -> int | None:

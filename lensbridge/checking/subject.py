@@ -7,7 +7,7 @@ when a check is done.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ from ..errors import UnknownPointError
 from ..parameters import Heads, factor_of
 from ..points import FLAG_SETTERS, POINTS, point_of, template
 from ..processing import Processing
-from .capture import Captured, capturing
+from .capture import Captured, capturing, given_to
 from .outcome import Known
 
 #: The options of `from_pretrained`.
@@ -31,12 +31,24 @@ Hooks = Sequence[tuple[str, Any]]
 
 
 class Look:
-    """The values of one run by the names of their points, with the weights of the basis that they are in."""
+    """The values of one run by the names of their points, with the weights of the basis that they are in.
 
-    def __init__(self, subject: Subject, values: Mapping[str, Tensor], logits: Tensor) -> None:
+    Args:
+        given: what modules were given in this run that no point shows, by path.
+    """
+
+    def __init__(
+        self, subject: Subject, values: Mapping[str, Tensor], logits: Tensor, given: Mapping[str, Tensor]
+    ) -> None:
         self.subject = subject
         self.values = values
         self.logits = logits
+        self.given = given
+
+    def first(self, points: Iterable[str], path: str) -> Tensor:
+        """The value of the first of these points that there is; where there is none, what a module was given."""
+        found = next((self.values[name] for name in points if name in self.values), None)
+        return self.given[path] if found is None else found
 
     def __getitem__(self, name: str) -> Tensor:
         return self.values[name]
@@ -122,6 +134,13 @@ class Subject:
         role, name = block.post_norms[branch == "mlp"]
         return None if block.post_norm or getattr(block, role) is None else f"blocks.{layer}.{name}"
 
+    def transformed(self, x: Tensor) -> Tensor:
+        """What the head makes of the last stream before it unembeds it."""
+        head, unembed = self.architecture.head, self.architecture.unembed
+        with capturing(self.hf) as captured:
+            output = self.hf.get_submodule(head)(x)
+        return captured.input(unembed) if f"{unembed}.".startswith(f"{head}.") else output
+
     @property
     def names(self) -> list[str]:
         """The points that are on, in TransformerLens' order."""
@@ -167,6 +186,19 @@ class Subject:
             self._weights[name] = found
         return self._weights[name]
 
+    @cached_property
+    def unshown(self) -> list[str]:
+        """The paths of modules whose input no point shows, because there is no one residual stream."""
+        found: list[str] = []
+        for layer in range(self.n_layers):
+            block = self.block(layer)
+            if not self.has(f"blocks.{layer}.hook_resid_pre"):
+                roles = ("ln1", "ln2") if block.ln1 else ("q", "k", "v", "ln2")
+                found += [self.architecture.in_layer(layer, role) for role in roles if getattr(block, role)]
+        if self.architecture.ln_final and not self.has(f"blocks.{self.n_layers - 1}.hook_resid_post"):
+            found.append(self.architecture.ln_final)
+        return found
+
     # --- runs ---------------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -175,6 +207,11 @@ class Subject:
         with torch.no_grad(), capturing(self.hf) as found:
             found.logits = self.hf(input_ids=self.tokens).logits
         return found
+
+    @cached_property
+    def positions(self) -> int:
+        """How many positions the layers run on: some models put some of their own before a text."""
+        return self.plain.input(self.architecture.layer(0)).shape[1]
 
     def run(self, hooks: Hooks = (), tokens: Tensor | None = None, **arguments: Any) -> Tensor:
         """Logits of a run with these hooks."""
@@ -191,9 +228,9 @@ class Subject:
         return self._look(hooks)
 
     def _look(self, hooks: Hooks) -> Look:
-        with torch.no_grad(), self.model.hooks(fwd_hooks=list(hooks)):
+        with torch.no_grad(), self.model.hooks(fwd_hooks=list(hooks)), given_to(self.hf, self.unshown) as given:
             logits, cache = self.model.run_with_cache(self.tokens, return_cache_object=False)
-        return Look(self, dict(cache.items()), logits)
+        return Look(self, dict(cache.items()), logits, given)
 
     # --- switches -----------------------------------------------------------------------------------------------------
 

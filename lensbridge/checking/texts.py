@@ -41,7 +41,7 @@ def check_padding(subject: Subject) -> list[Outcome]:
 
 def _of_huggingface(subject: Subject, mask: Tensor) -> Tensor:
     """Logits of the HuggingFace model with the mask, and positions that count real tokens."""
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0) + subject.model.interior.counts_from
     return subject.hf(input_ids=subject.tokens, attention_mask=mask, position_ids=positions).logits
 
 
@@ -57,8 +57,11 @@ def check_generation(subject: Subject) -> list[Outcome]:
             do_sample=False,
             eos_token_id=NO_TOKEN,
             pad_token_id=0,
+            forced_bos_token_id=None,
+            forced_eos_token_id=None,
         )
         seen: list[int] = []
+        last = f"blocks.{subject.n_layers - 1}.hook_resid_post"
 
         def look(value: Tensor, hook: Any) -> None:
             seen.append(value.shape[1])
@@ -69,9 +72,9 @@ def check_generation(subject: Subject) -> list[Outcome]:
             do_sample=False,
             stop_at_eos=False,
             verbose=False,
-            fwd_hooks=[(f"blocks.{subject.n_layers - 1}.hook_resid_post", look)],
+            fwd_hooks=[(last if subject.has(last) else "hook_embed", look)],
         )
         findings.say(check, torch.equal(found, expected), f"{found.tolist()} instead of {expected.tolist()}")
-        lengths = [LENGTH, *[1] * (NEW_TOKENS - 1)]
+        lengths = [subject.positions, *[1] * (NEW_TOKENS - 1)]
         findings.say(check, seen == lengths, f"the hook saw {seen} positions instead of {lengths}")
     return findings.outcomes()

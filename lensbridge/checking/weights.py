@@ -10,14 +10,14 @@ from .subject import Subject
 #: What TransformerLens' models have in each layer, and the feature of a layer that each weight comes with.
 LAYER_WEIGHTS = {
     "attn.W_Q": "queries",
-    "attn.W_K": "queries",
+    "attn.W_K": "keys",
     "attn.W_V": "values",
     "attn.W_O": "heads out",
     "mlp.W_in": "neurons",
     "mlp.W_gate": "gate",
     "mlp.W_out": "neurons",
 }
-NO_VALUES = "values are no plain projection of what attention reads in this layer"
+NO_PROJECTION = "keys or values are no plain projection of what attention reads in this layer"
 
 
 def check_weights(subject: Subject) -> list[Outcome]:
@@ -28,7 +28,8 @@ def check_weights(subject: Subject) -> list[Outcome]:
         _check_weight(subject, findings, name, name, own)
     for layer in range(subject.n_layers):
         block = subject.block(layer)
-        features = block.features | ({"values"} if block.attn and (block.v or block.qkv) else set())
+        letters = {"keys": block.k, "values": block.v}
+        features = block.features | {name for name, path in letters.items() if block.attn and (path or block.qkv)}
         for short, feature in LAYER_WEIGHTS.items():
             name = f"blocks.{layer}.{short}"
             stored = name.replace("attn.", "attn._")
@@ -37,7 +38,7 @@ def check_weights(subject: Subject) -> list[Outcome]:
                 _check_weight(subject, findings, short, name, own)
             else:
                 lacking = "attention" if "attention" not in features and "attn." in short else feature
-                findings.absent(short, ABSENT.get(lacking, NO_VALUES))
+                findings.absent(short, ABSENT.get(lacking, NO_PROJECTION))
     return findings.outcomes()
 
 

@@ -25,11 +25,17 @@ class AttentionInputSite(Site):
     """hook_attn_in, hook_{q,k,v}_input and ln1, whose output the three projections read.
 
     As in TransformerLens, the norm's points fire once for each projection, and an edit at one of these firings reaches
-    that projection only. Caches are filled once: they would keep the last firing, and it equals the others.
+    that projection only; where a letter has no projection that is known, its firing is the norm's output itself. Caches
+    are filled once: they would keep the last firing, and it equals the others.
+
+    Args:
+        letters: those that have a projection.
+        shared: whether the MLP reads the same norm's output, so that it must stay as it is.
     """
 
-    def __init__(self, layer: int, place: Place, norm: Norm | None, shared: bool = False) -> None:
+    def __init__(self, layer: int, place: Place, norm: Norm | None, letters: str = "qkv", shared: bool = False) -> None:
         self.layer = layer
+        self.letters = letters
         block = f"blocks.{layer}"
         self.prefix = f"{block}.ln1"
         self.attn_in = f"{block}.hook_attn_in"
@@ -37,7 +43,6 @@ class AttentionInputSite(Site):
         self.norm_names = (f"{self.prefix}.hook_scale", f"{self.prefix}.hook_normalized")
         self.names = (self.attn_in, *self.split.values(), *(() if norm is None else self.norm_names))
         self.norm = norm
-        #: Whether the MLP reads the same norm's output, so that it must stay as it is.
         self.shared = shared
         self.place = place
         self.writes_at = () if norm is None else (norm.path,)
@@ -103,7 +108,10 @@ class AttentionInputSite(Site):
             assert self.norm is not None
             run.write(Place(self.norm.path, "output"), outputs["q"])
             return
-        run.inputs |= {(self.layer, letter): value for letter, value in outputs.items()}
+        rest = [value for letter, value in outputs.items() if letter not in self.letters]
+        if rest and self.norm is not None:
+            run.write(Place(self.norm.path, "output"), rest[-1])
+        run.inputs |= {(self.layer, letter): value for letter, value in outputs.items() if letter in self.letters}
 
 
 class QKVSite(Site):
@@ -114,13 +122,13 @@ class QKVSite(Site):
     """
 
     def __init__(
-        self, layer: int, path: str, inputs: AttentionInputSite, letters: str = "qkv", clips: bool = False
+        self, layer: int, place: Place, inputs: AttentionInputSite, letters: str = "qkv", clips: bool = False
     ) -> None:
         self.layer = layer
         self.clips = clips
         self.letters = letters
         self.names = tuple(f"blocks.{layer}.attn.hook_{letter}" for letter in letters)
-        self.place = Place(path, "output")
+        self.place = place
         self.after_edits_of = inputs.names
 
     def visit(self, run: Run) -> None:
@@ -199,7 +207,7 @@ class ArgumentSite(Site):
         query: where the queries are, for a point that shows those positions only which are new.
     """
 
-    def __init__(self, name: str, place: ArgumentPlace, query: ArgumentPlace | None = None) -> None:
+    def __init__(self, name: str, place: AnyPlace, query: ArgumentPlace | None = None) -> None:
         self.names = (name,)
         self.place = place
         self.query = query
@@ -236,7 +244,7 @@ class ScoresSite(Site):
 
     def visit(self, run: Run) -> None:
         raw = run.read(self.place)
-        value = masked_scores(self.form.scores(raw, run))
+        value = self.form.masked(self.form.scores(raw, run))
         value, changed = run.fire(self.names[0], value, live=False)
         if changed:
             if self.form.behind:
@@ -247,14 +255,9 @@ class ScoresSite(Site):
     def record(self, run: Run) -> None:
         raw = run.read(self.place)
         if self.form.plain:
-            run.keep_later(self.names[0], raw, masked_scores)
+            run.keep_later(self.names[0], raw, self.form.masked)
         else:
-            run.keep(self.names[0], masked_scores(self.form.scores(raw, run)))
-
-
-def masked_scores(x: Tensor) -> Tensor:
-    """Scores as TransformerLens has them, -inf where HF has its smallest finite number."""
-    return x.masked_fill(x < torch.finfo(x.dtype).min / 2, -torch.inf)
+            run.keep(self.names[0], self.form.masked(self.form.scores(raw, run)))
 
 
 class PatternSite(Site):
@@ -314,11 +317,12 @@ class SharedPatternSite(PatternSite):
 class ZSite(Site):
     """hook_z and hook_result: the output projection's input, and what each head writes with it."""
 
-    def __init__(self, layer: int, path: str, upstream: tuple[str, ...]) -> None:
+    def __init__(self, layer: int, path: str, written: Place, upstream: tuple[str, ...]) -> None:
         self.layer = layer
         self.z, self.result = (f"blocks.{layer}.attn.hook_{name}" for name in ("z", "result"))
         self.names: tuple[str, ...] = (self.z, self.result)
-        self.path = path
+        #: What the projection gives, with its bias.
+        self.written = written
         self.place = Place(path, "input")
         self.after_edits_of = upstream
 
@@ -334,7 +338,7 @@ class ZSite(Site):
         if changed or edited:
             run.write(self.place, self._write(run, heads, shown, value).flatten(-2))
         if run.listens(self.result):
-            show_result(run, self.layer, self.result, self.path, value)
+            show_result(run, self.layer, self.result, self.written, value)
 
     def record(self, run: Run) -> None:
         if run.listens(self.result) or run.basis.head_maps(self.layer) is not None:
@@ -400,26 +404,26 @@ class CalledZSite(Site):
 class ResultSite(Site):
     """hook_result where hook_z is elsewhere: what each head writes with what the output projection is given."""
 
-    def __init__(self, layer: int, path: str) -> None:
+    def __init__(self, layer: int, path: str, written: Place) -> None:
         self.layer = layer
-        self.path = path
+        self.written = written
         self.names = (f"blocks.{layer}.attn.hook_result",)
         self.place = Place(path, "input")
 
     def visit(self, run: Run) -> None:
         queries = run.basis.weights.parameters.heads(self.layer).queries
         heads = run.read(self.place).unflatten(-1, (queries, -1))
-        show_result(run, self.layer, self.names[0], self.path, heads)
+        show_result(run, self.layer, self.names[0], self.written, heads)
 
 
-def show_result(run: Run, layer: int, name: str, path: str, heads: Tensor) -> None:
-    """Show what each head writes, and put an edit of it in as the output of the projection at ``path``."""
+def show_result(run: Run, layer: int, name: str, written: Place, heads: Tensor) -> None:
+    """Show what each head writes, and put an edit of it in as ``written``, the output of the projection."""
     weights = run.basis.weights.attention_output(layer)
     result = torch.einsum("bphd,hdm->bphm", heads, weights["W_O"])
     result, changed = run.fire(name, result, live=False)
     if changed:
         output = result.sum(-2) + weights["b_O"]
-        run.write(Place(path, "output"), output)
+        run.write(written, output)
         run.stream.branch_written(output)
 
 

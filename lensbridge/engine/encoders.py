@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from ..architectures.record import Softmax
 from ..basis import Stream
 from ..errors import SourceNotFoundError, UnsupportedModelError
-from .places import Event, SoftmaxPlace, View, measure_order
+from .passage import Event, measure
+from .places import SoftmaxPlace, View
 from .plan import Listeners, edits_of
 from .sites import Run, Site
 from .turns import turn
@@ -114,7 +115,7 @@ class EncoderEngine:
             self.hf_model.eval()
             try:
                 with self._eager_attention(True):
-                    self._order = measure_order(self.hf_model, self.attentions, inputs)
+                    self._order = measure(self.hf_model, self.attentions, inputs).order
             finally:
                 for module, mode in modes:
                     module.training = mode

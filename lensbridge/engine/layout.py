@@ -23,7 +23,7 @@ from .attention_sites import (
 )
 from .expert_sites import ChosenSite, NeuronsSite, ScoredSite
 from .norm_sites import CopySite, HeadNormSite, Norm, NormSite, ReaderSite, UnembedInSite
-from .places import AnyPlace, ArgumentPlace, FactorPlace, Place, ResultPlace, Side, SoftmaxPlace
+from .places import AnyPlace, ArgumentPlace, FactorPlace, Place, ResultPlace, RotatedPlace, Side, SoftmaxPlace
 from .sites import (
     BranchSite,
     GateUpSite,
@@ -48,38 +48,55 @@ def sites_of(
         norms: the model's norms, by path.
     """
     before: list[Site] = []
-    embedding = _scaled(Place(architecture.embed, "output"), "", architecture.embed_factor)
-    if architecture.embed_norm is not None:
-        before.append(NormSite("embed.ln", norms[architecture.embed_norm]))
-        before.append(UncentredEmbedSite("hook_embed", Place(architecture.embed_norm, "output")))
+    token = Place(architecture.project_in or architecture.embed, "output")
+    norm = norms[architecture.embed_norm] if architecture.embed_norm is not None else None
+    if norm is not None and not architecture.embed_norm_of_sum:
+        before.append(NormSite("embed.ln", norm))
+        before.append(UncentredEmbedSite(Place(norm.path, "output"), "hook_embed"))
     else:
-        before.append(BranchSite("hook_embed", embedding))
-    if architecture.pos_embed is not None:
-        before.append(PositionSite("hook_pos_embed", Place(architecture.pos_embed, "output")))
-    blocks = [_BlockLayout(architecture, layer, norms, cfg.num_experts).sites() for layer in range(cfg.n_layers)]
-    norm, head = architecture.ln_final and norms[architecture.ln_final], architecture.unembed
-    after: list[Site] = [NormSite("ln_final", norm, final=True, call=architecture.final_call)] if norm else []
-    into = _scaled(Place(head, "input"), "", architecture.unembed_divisor)
-    after.append(UnembedInSite("unembed.hook_in", into, norm or None))
-    return before, blocks, [*after, UnembedOutSite("unembed.hook_out", Place(head, "output"))]
+        scaled = _scaled(token, "", architecture.embed_factor, power=architecture.embed_factor_power)
+        before.append(BranchSite("hook_embed", scaled))
+    for name, path in (("pos", architecture.pos_embed), ("token_type", architecture.type_embed)):
+        if path is not None:
+            before.append(PositionSite(f"hook_{name}_embed", Place(path, "output")))
+    if norm is not None and architecture.embed_norm_of_sum:
+        before += [NormSite("embed.ln", norm), UncentredEmbedSite(Place(norm.path, "output"))]
+    blocks = [_BlockLayout(architecture, layer, norms, cfg).sites() for layer in range(cfg.n_layers)]
+    return before, blocks, _behind(architecture, norms)
 
 
-def _scaled(place: Place, owner: str, factor: str | None) -> Place:
-    """The place, with the factor that stands behind it."""
-    return place if factor is None else FactorPlace(place.path, place.side, place.flat, owner=owner, factor=factor)
+def _behind(architecture: Architecture, norms: Mapping[str, Norm]) -> list[Site]:
+    """The sites after the last layer."""
+    norm, head = norms[architecture.ln_final] if architecture.ln_final is not None else None, architecture.unembed
+    read = norm if norm is not None and norm.folds else None
+    after: list[Site] = []
+    if norm is not None:
+        after.append(NormSite("ln_final", norm, final=norm.folds, call=architecture.final_call))
+    into = _scaled(Place(architecture.project_out or head, "input"), "", architecture.unembed_divisor)
+    after.append(UnembedInSite("unembed.hook_in", into, read))
+    return [*after, UnembedOutSite("unembed.hook_out", Place(head, "output"))]
+
+
+def _scaled(place: Place, owner: str, factor: str | None, bias: str | None = None, power: float = 1.0) -> Place:
+    """The place, with the factor and the bias that stand behind it."""
+    if factor is None and bias is None:
+        return place
+    return FactorPlace(place.path, place.side, place.flat, owner=owner, factor=factor, bias=bias, power=power)
 
 
 class _BlockLayout:
     """The sites of one layer."""
 
-    def __init__(self, architecture: Architecture, layer: int, norms: Mapping[str, Norm], n_experts: int) -> None:
+    def __init__(self, architecture: Architecture, layer: int, norms: Mapping[str, Norm], cfg: Any) -> None:
+        self.key_values = cfg.n_key_value_heads or cfg.n_heads
         self.architecture = architecture
         self.block = architecture.blocks[layer]
         self.layer = layer
         self.norms = norms
-        self.n_experts = n_experts
+        self.n_experts = cfg.num_experts
         self.prefix = f"blocks.{layer}"
         self.root = architecture.layer(layer)
+        self.start = Place(*architecture.entrance(layer))
 
     def path(self, role: str) -> str:
         """Where a role is in the HF model."""
@@ -93,6 +110,11 @@ class _BlockLayout:
         """A role of the MLP."""
         return Place(self.path(role), side, self.block.flat_mlp)
 
+    def scaled(self, role: str) -> Place:
+        """What a role's module returns, with the factor behind it if there is one."""
+        flat = self.block.flat_mlp and role == "gate"
+        return _scaled(Place(self.path(role), "output", flat), self.root, self.block.factors.get(role))
+
     def norm_sites(self, role: str, name: str) -> list[Site]:
         """The norm in a role, if there is one, under TransformerLens' name."""
         return [NormSite(f"{self.prefix}.{name}", self.norms[self.path(role)])] if self.there(role) else []
@@ -102,7 +124,7 @@ class _BlockLayout:
         block, prefix = self.block, self.prefix
         around = [[]] * 2 if block.post_norm else [self.norm_sites(*each) for each in block.post_norms]
         return [
-            StreamSite(f"{prefix}.hook_resid_pre", Place(self.root, "input")),
+            StreamSite(f"{prefix}.hook_resid_pre", self.start),
             *self.attention(),
             *around[0],
             *self.branch("attn", (f"{prefix}.attn.hook_result",)),
@@ -120,14 +142,16 @@ class _BlockLayout:
             return []
         name, flat = f"{self.prefix}.hook_{part}_out", part == "mlp" and self.block.flat_mlp
         factor, also = (getattr(self.block, f"{part}_{what}") for what in ("factor", "also"))
+        bias = self.block.o_bias if part == "attn" else None
 
-        def place(path: str) -> Place:
+        def place(path: str, factor: str | None) -> Place:
             there = Place(self.architecture.below(self.layer, path), "output", flat)
-            return _scaled(there, self.root, factor)
+            return _scaled(there, self.root, factor, bias)
 
         if also is None:
-            return [BranchSite(name, place(path), after_edits_of)]
-        return [PartSite(name, place(also)), SumSite(name, place(path), after_edits_of)]
+            return [BranchSite(name, place(path, factor), after_edits_of)]
+        own = self.block.attn_also_factor if part == "attn" else None
+        return [PartSite(name, place(also, own or factor)), SumSite(name, place(path, factor), after_edits_of)]
 
     def middle(self) -> list[Site]:
         """The stream between attention and MLP."""
@@ -135,9 +159,7 @@ class _BlockLayout:
         if "sequential" not in block.features:
             return []
         if block.post_norm:
-            place = Place(self.path("ln1"), "input")
-            stream = StreamSite(f"{self.prefix}.hook_resid_mid", place)
-            return [stream, *self.norm_sites("ln1", "ln1")]
+            return [StreamSite(f"{self.prefix}.hook_resid_mid", Place(self.path("ln1"), "input"))]
         reader = block.middle or block.ln2 or block.mlp
         assert reader is not None
         place = Place(self.architecture.below(self.layer, reader), "input", block.flat_mlp)
@@ -162,17 +184,26 @@ class _BlockLayout:
             sites: list[Site] = self.norm_sites("ln1", "ln1") if before else []
         else:
             norm = self.norms[self.path("ln1")] if before else None
-            start = Place(self.root, "input")
-            inputs = AttentionInputSite(self.layer, start, norm, block.ln1 == block.ln2)
             fused = block.qkv is not None
             roles = ["qkv"] if fused else [role for role in ("q", "k", "v") if self.there(role)]
-            sites = [inputs, *(QKVSite(self.layer, self.path(role), inputs, role, block.clips) for role in roles)]
+            # Where there are several streams, what the norm reads is none of them.
+            several = self.architecture.why_refused(f"{self.prefix}.hook_resid_pre") is not None
+            start = Place(norm.path, "input") if several and norm is not None else self.start
+            shared = block.ln1 == block.ln2 or self.there("attn_also")
+            inputs = AttentionInputSite(self.layer, start, norm, "".join(roles), shared)
+            places = [self.scaled(role) for role in roles]
+            projections = zip(places, roles, strict=True)
+            sites = [inputs, *(QKVSite(self.layer, place, inputs, role, block.clips) for place, role in projections)]
         if block.attn is None:
             return sites
         sites += [site for letter in "qk" for site in self.head_norm(letter)]
         query, key, value = (ArgumentPlace(self.path("attn"), block.query_argument + index) for index in range(3))
         if "rotary" in block.features:
-            sites += [ArgumentSite(f"{prefix}.hook_rot_q", query), ArgumentSite(f"{prefix}.hook_rot_k", key)]
+            meet: list[AnyPlace] = [query, key]
+            if block.softmax.queries is not None:
+                meet = [RotatedPlace(self.path("attn"), letter, self.key_values) for letter in "qk"]
+            names = (f"{prefix}.hook_rot_q", f"{prefix}.hook_rot_k")
+            sites += [ArgumentSite(name, place) for name, place in zip(names, meet, strict=True)]
         if block.qkv is None and block.v is None:
             sites.append(ArgumentSite(f"{prefix}.hook_v", value, query))
         return [*sites, *self.heads()]
@@ -190,15 +221,19 @@ class _BlockLayout:
     def heads(self) -> list[Site]:
         """Scores, pattern, z and what the heads write."""
         block, layer = self.block, self.layer
-        form = SquareForm(self.root, block.sinks, block.flat_heads, block.sinks_behind)
+        form = SquareForm(self.root, block.softmax.mask, block.sinks, block.flat_heads, block.sinks_behind)
         scores = ScoresSite(layer, self.square("input"), form)
         pattern = (SharedPatternSite if form.behind else PatternSite)(layer, self.square("output"), scores)
         sites: list[Site] = [scores, pattern]
         upstream = (*scores.names, *pattern.names)
         if block.z_from_call or block.o is None:
             sites.append(CalledZSite(layer, ResultPlace(self.path("attn"))))
-            return sites if block.o is None else [*sites, ResultSite(layer, self.path("o"))]
-        return [*sites, ZSite(layer, self.path("o"), upstream)]
+        if block.o is None:
+            return sites
+        written = _scaled(Place(self.path("o"), "output"), self.root, None, block.o_bias)
+        if block.z_from_call:
+            return [*sites, ResultSite(layer, self.path("o"), written)]
+        return [*sites, ZSite(layer, self.path("o"), written, upstream)]
 
     def square(self, side: Side) -> AnyPlace:
         """The softmax of attention."""
@@ -216,7 +251,10 @@ class _BlockLayout:
             return []
         sites: list[Site] = []
         if block.post_norm:
-            sites.append(CopySite(f"{prefix}.hook_mlp_in", Place(self.path("ln1"), "input")))
+            sites += [
+                CopySite(f"{prefix}.hook_mlp_in", Place(self.path("ln1"), "input")),
+                *self.norm_sites("ln1", "ln1"),
+            ]
         elif block.ln2 is None:
             sites.append(CopySite(f"{prefix}.hook_mlp_in", self.place("mlp", "input")))
         else:
@@ -244,7 +282,7 @@ class _BlockLayout:
         if block.gate_up:
             sites = [GateUpSite((pre, linear), self.place("mlp_in", "output"))]
         elif block.gate is not None:
-            sites = [PlainSite(pre, self.place("gate", "output")), PlainSite(linear, self.place("mlp_in", "output"))]
+            sites = [PlainSite(pre, self.scaled("gate")), PlainSite(linear, self.place("mlp_in", "output"))]
         else:
             sites = [PlainSite(pre, self.place("mlp_in", "output"))]
         if block.neuron_norm is not None:

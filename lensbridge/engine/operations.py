@@ -22,6 +22,7 @@ from nnsight.intervention.source import (
     run_op,
 )
 
+from ..architectures.record import Softmax
 from ..errors import SourceNotFoundError
 
 
@@ -30,16 +31,15 @@ class Operation:
 
     Args:
         envoy: nnsight's handle on the module with the forward.
-        call: what the name of the call around the softmax ends with; None if the softmax is in the forward itself.
-        name: what the name of the softmax contains.
+        softmax: what the call around the softmax is named, if there is one, and the softmax.
         required: whether not to find it is an error; otherwise the call around it is of use by itself.
     """
 
-    def __init__(self, envoy: Any, call: str | None, name: str, required: bool = True) -> None:
+    def __init__(self, envoy: Any, softmax: Softmax, required: bool = True) -> None:
         self.required = required
         self.path = envoy.path
-        self.call = call
-        self.name = name
+        self.call = call = softmax.call
+        self.name = name = softmax.operation
         self._state: State = envoy._module.__dict__[STATE]
         #: function that was called -> its instrumented copy.
         self._inner: dict[Callable, Callable] = {}
@@ -51,17 +51,34 @@ class Operation:
         self._labels = {f"source.{label}" for label in wanted}
         if call is None and not wanted:
             raise self._not_found("the forward", compiled.names)
-        self._softmax, self._call = (f"{envoy.path}.source.{call}.{what}" for what in (name, "call"))
+        self._softmax, self._call = (f"{envoy.path}.source.{call}.{what}" for what in (name, "around"))
         #: The softmax's ``input`` and ``output`` and the call's ``inputs``, to be read and set in a run.
         self.softmax = SourceEnvoy(envoy, name, self._softmax, "", 0)
         self.around = SourceEnvoy(envoy, str(call), self._call, "", 0)
+        #: "q" -> the call that returns rotated queries and keys, "k" -> the one that transposes the keys.
+        self.rotated: dict[str, SourceEnvoy] = {}
+        self._others: dict[str, str] = {}
+        for letter, stem in (("q", softmax.queries), ("k", softmax.keys)):
+            if stem is not None:
+                location = f"{envoy.path}.source.{stem}"
+                self.rotated[letter] = SourceEnvoy(envoy, stem, location, "", 0)
+                self._others |= dict.fromkeys(self._before(compiled.names, wanted, stem, letter), location)
 
     def _outer(self, label: str, fn: Callable, *args: Any, **kwargs: Any) -> Any:
         """What the instrumented forward calls in place of each of its operations."""
         return self.watched(label, fn)(*args, **kwargs)
 
+    def _before(self, names: tuple[str, ...], softmaxes: list[str], stem: str, letter: str) -> list[str]:
+        """The labels of a call that precedes the softmax: of queries, in each branch; of keys, the last."""
+        found = [name for name in names[: names.index(softmaxes[0])] if _stem(name).endswith(stem)]
+        if not found:
+            raise self._not_found("the forward", names, stem)
+        return [f"source.{label}" for label in (found if letter == "q" else found[-1:])]
+
     def watched(self, label: str, fn: Callable) -> Callable:
         """What to call for ``fn`` at a label of the forward, so that what is watched there is handed over."""
+        if label in self._others and fn is not bind:
+            return partial(self._handed_over, self._others[label], fn)
         if label not in self._labels or fn is bind:
             return fn
         if self.call is None:
@@ -99,11 +116,11 @@ class Operation:
     def _wanted(self, names: tuple[str, ...]) -> list[str]:
         return [label for label in names if self.name in _stem(label)]
 
-    def _not_found(self, where: str, names: tuple[str, ...]) -> SourceNotFoundError:
+    def _not_found(self, where: str, names: tuple[str, ...], what: str | None = None) -> SourceNotFoundError:
         return SourceNotFoundError(
-            f"no {self.name!r} inside {where} of {self.path!r} (its operations: {', '.join(names)}). Attention scores "
-            "and patterns need it; another version of transformers or another attention implementation may have moved "
-            "it."
+            f"no {(what or self.name)!r} inside {where} of {self.path!r} (its operations: {', '.join(names)}). What "
+            "happens inside attention needs it; another version of transformers or another attention implementation "
+            "may have moved it."
         )
 
 

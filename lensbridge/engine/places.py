@@ -1,33 +1,28 @@
-"""Where in the HuggingFace model does a value appear, and in which order do these places come?
+"""Where in the HuggingFace model does a value appear?
 
-A place is a module's input or output, or the softmax inside an attention's forward. Places are read and written while
-nnsight interleaves with the forward pass, and only in the order in which the forward reaches them; that order differs
-between families, so it is measured, once per model, by a run on two tokens.
+A place is a module's input or output, or an operation inside an attention's forward. Places are read and written while
+nnsight interleaves with the forward pass, and only in the order in which the forward reaches them (`passage.py`).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, Literal
 
-import torch
 from nnsight import NNsight
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..architectures.record import Softmax
 from ..parameters import factor_of
 from .operations import Operation
+from .passage import Event
 
 Side = Literal["input", "output"]
-#: A module's path; "input", "output" or (of an attention) "softmax"; how often the forward pass had come there before.
-Event = tuple[str, str, int]
 
 
 class View:
@@ -59,8 +54,7 @@ class View:
             self.nnsight = wrap(hf_model)
         #: path of an attention -> the operation watched inside it.
         self.operations = {
-            path: Operation(self[path], softmax.call, softmax.operation, required)
-            for path, softmax in (softmaxes or {}).items()
+            path: Operation(self[path], softmax, required) for path, softmax in (softmaxes or {}).items()
         }
         self._modules = modules
         self._handles = {path: (module.__dict__, _handle(module.__dict__)) for path, module in modules.items()}
@@ -249,82 +243,55 @@ class ResultPlace:
 
 @dataclass(frozen=True)
 class FactorPlace(Place):
-    """What is added to the stream where a factor stands between it and a module's output.
+    """What is added to the stream where a factor, or a bias, stands between it and a module's output.
 
-    ``owner`` is the module below which the attribute ``factor`` holds it.
+    ``owner`` is the module below which the attributes ``factor`` (to a power) and ``bias`` hold them.
     """
 
     owner: str = ""
-    factor: str = ""
+    factor: str | None = None
+    bias: str | None = None
+    power: float = 1.0
 
     def read(self, view: View) -> Tensor:
-        value, factor = super().read(view), factor_of(view.module(self.owner), self.factor)
-        return value if factor is None else value * factor
+        factor, bias = self._terms(view)
+        value = super().read(view)
+        value = value if factor is None else value * factor
+        return value if bias is None else value + bias
 
     def write(self, view: View, value: Tensor) -> None:
-        factor = factor_of(view.module(self.owner), self.factor)
+        factor, bias = self._terms(view)
+        value = value if bias is None else value - bias
         super().write(view, value if factor is None else value / factor)
 
-
-AnyPlace = Place | ArgumentPlace | SoftmaxPlace | ResultPlace
-
-
-class _SoftmaxRecorder(TorchFunctionMode):
-    """Notes when a softmax runs while an attention module does."""
-
-    def __init__(self, events: list[tuple[str, str]], inside: list[str]) -> None:
-        super().__init__()
-        self.events = events
-        self.inside = inside
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.inside and "softmax" in getattr(func, "__name__", ""):
-            self.events.append((self.inside[-1], "softmax"))
-        return func(*args, **(kwargs or {}))
+    def _terms(self, view: View) -> tuple[Any, Any]:
+        owner = view.module(self.owner)
+        return factor_of(owner, self.factor, self.power), factor_of(owner, self.bias)
 
 
-def measure_order(
-    hf_model: nn.Module, attention_paths: list[str], inputs: Mapping[str, Any] | None = None
-) -> dict[Event, int]:
-    """Event -> its rank in a forward pass.
+@dataclass(frozen=True)
+class RotatedPlace:
+    """Queries ("q") or keys ("k") as they meet, ``[batch, head, pos, d_head]``, where both do so in the forward itself.
 
-    The model must be using eager attention for the softmax to be seen. Random state and modes are left as they were.
-
-    Args:
-        inputs: what to run the model on; two tokens if not given.
+    The keys of ``key_values`` heads may be there once for each of their queries' heads.
     """
-    events: list[tuple[str, str]] = []
-    inside: list[str] = []
-    handles = []
-    for path, module in hf_model.named_modules():
-        if not path:
-            continue
 
-        def enter(module: nn.Module, args: Any, path: str = path) -> None:
-            events.append((path, "input"))
-            if path in attention_paths:
-                inside.append(path)
+    path: str
+    letter: str
+    key_values: int
 
-        def leave(module: nn.Module, args: Any, output: Any, path: str = path) -> None:
-            events.append((path, "output"))
-            if path in attention_paths:
-                inside.pop()
+    def read(self, view: View) -> Tensor:
+        value = view.operations[self.path].rotated[self.letter].output
+        return value[0] if self.letter == "q" else value.transpose(-1, -2)[:, :: value.shape[1] // self.key_values]
 
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    device = next(hf_model.parameters()).device
-    devices = [device] if device.type == "cuda" else []
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices), _SoftmaxRecorder(events, inside):
-            if inputs is None:
-                inputs = {"input_ids": torch.zeros(1, 2, dtype=torch.long, device=device), "use_cache": False}
-            hf_model(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    order: dict[Event, int] = {}
-    times: Counter[tuple[str, str]] = Counter()
-    for rank, event in enumerate(events):
-        path, moment = event
-        order[path, moment, times[event]] = rank
-        times[event] += 1
-    return order
+    def write(self, view: View, value: Tensor) -> None:
+        call = view.operations[self.path].rotated[self.letter]
+        now = call.output
+        if self.letter == "q":
+            call.output = type(now)((value, *now[1:]))
+        else:
+            times = now.shape[1] // self.key_values
+            call.output = value.repeat_interleave(times, dim=1).transpose(-1, -2)
+
+
+AnyPlace = Place | ArgumentPlace | SoftmaxPlace | ResultPlace | RotatedPlace

@@ -14,7 +14,8 @@ from torch import nn
 from ..basis import Basis
 from ..hook_points import HookPoint
 from .norm_sites import NormSite
-from .places import ArgumentPlace, Event, ResultPlace, SoftmaxPlace
+from .passage import Event
+from .places import ArgumentPlace, ResultPlace, RotatedPlace, SoftmaxPlace
 from .sites import Site
 
 #: The points that somebody listens to, by name.
@@ -68,7 +69,7 @@ def make_plan(
     chosen = [site for site in sites if _needed(site, wanted, edits, basis)]
     chosen.sort(key=lambda site: rank_of(site, order))
     paths = frozenset(path for site in chosen for path in (site.place.path, *site.writes_at)) | frozenset(ends)
-    eager = any(isinstance(site.place, SoftmaxPlace) for site in chosen)
+    eager = any(isinstance(site.place, SoftmaxPlace | RotatedPlace) for site in chosen)
     return Plan(
         tuple(chosen),
         paths,
@@ -90,7 +91,7 @@ def _needed(site: Site, listened: set[str], edits: Mapping[str, bool], basis: Ba
 def rank_of(site: Site, order: Mapping[Event, int]) -> tuple[int, int]:
     """Sites at one place keep the list's order, by Python's stable sort; an operation's input precedes its output."""
     place = site.place
-    if isinstance(place, ArgumentPlace):
+    if isinstance(place, ArgumentPlace | RotatedPlace):
         return order.get((place.path, "softmax", 0), 0), -1
     if isinstance(place, ResultPlace):
         return order.get((place.path, "softmax", 0), 0), 2

@@ -22,8 +22,9 @@ from ..architectures.record import Softmax
 from ..basis import Basis, Stream
 from ..errors import SourceNotFoundError, UnsupportedModelError
 from .layout import sites_of
-from .norm_sites import Norm
-from .places import Event, Place, View, measure_order
+from .norm_sites import Norm, NormSite
+from .passage import Event, Passage, measure
+from .places import Place, View
 from .plan import Listeners, Plan, Span, edits_of, make_plan, rank_of
 from .sites import Recording, Run, Site
 from .turns import Turns, in_turn, turn
@@ -39,12 +40,14 @@ class Request:
     Args:
         inputs: keyword arguments for the HF model's forward (``input_ids``, ``attention_mask``, ...).
         span: the part of the model to run.
-        residual: the residual stream to start from, ``[batch, pos, d_model]``, instead of ``input_ids``.
+        residual: the residual stream to start from, ``[batch, pos, d_model]``.
+        skipped: the modules that are not run (`Engine.run` says which).
     """
 
     inputs: dict[str, Any]
     span: Span
     residual: Tensor | None = None
+    skipped: frozenset[str] = frozenset()
 
     @property
     def batch_size(self) -> int:
@@ -64,7 +67,7 @@ class Engine:
         self._plans: dict[tuple, Plan] = {}
         self._views: dict[tuple, View] = {}
         self._running: list[View] = []
-        self._order: dict[Event, int] | None = None
+        self._passage: Passage | None = None
         self._turns: Turns | None = None
 
     @property
@@ -83,7 +86,8 @@ class Engine:
     def norms(self) -> dict[str, Norm]:
         """Every norm of the model, by its path in the HF model."""
         arch = self.architecture
-        folds = {path: folded for path, folded in ((arch.ln_final, True), (arch.embed_norm, False)) if path}
+        around = ((arch.ln_final, arch.head is None), (arch.embed_norm, False))
+        folds = {path: folded for path, folded in around if path}
         for layer, block in enumerate(arch.blocks):
             for role, folded in {"ln1": block.folds_ln1, "ln2": block.folds_ln2, **UNFOLDED_NORMS}.items():
                 if getattr(block, role) is not None:
@@ -127,11 +131,17 @@ class Engine:
 
     def _ends(self, span: Span) -> set[str]:
         """The modules at which a run starts and stops, besides the sites'."""
-        arch, n_layers = self.architecture, self.cfg.n_layers
-        skipped = set() if span.embeds else {arch.layer(layer) for layer in range(span.start)}
-        enters = arch.layer(span.start) if span.start < n_layers else arch.behind_layers
+        arch = self.architecture
         # The root's output are the logits where its head's are not.
-        return skipped | {enters, self._end(span), arch.unembed} | ({""} if arch.after_unembed else set())
+        ends = {arch.entrance(span.start)[0], arch.entrance(span.stop)[0], arch.unembed}
+        return ends | self._skipped(span) | ({""} if arch.after_unembed else set())
+
+    def _skipped(self, span: Span) -> frozenset[str]:
+        """The layers that need not run. Not skipped are those that return more than the stream: nobody knows what."""
+        if span.embeds or self.architecture.rereads is not None:
+            return frozenset()
+        before = map(self.architecture.layer, range(min(span.start, self.cfg.n_layers)))
+        return frozenset(layer for layer in before if (layer, "several", 0) not in self.order)
 
     def _sites_in(self, span: Span) -> list[Site]:
         before, blocks, after = self._sites
@@ -139,16 +149,21 @@ class Engine:
         for block in blocks[span.start : span.stop]:
             sites += block
         if span.norm:
-            sites += after if span.unembeds else after[:1]
+            sites += after if span.unembeds else [site for site in after if isinstance(site, NormSite)]
         return sites
 
     @property
     def order(self) -> dict[Event, int]:
-        """The measured order of the model's places; the first use measures it."""
-        if self._order is None:
+        """The measured order of the model's places."""
+        return self.passage.order
+
+    @property
+    def passage(self) -> Passage:
+        """What a forward pass comes by; the first use measures it."""
+        if self._passage is None:
             with self.eager_attention():
-                self._order = measure_order(self.hf_model, self._attention_paths())
-        return self._order
+                self._passage = measure(self.hf_model, self._attention_paths())
+        return self._passage
 
     @cached_property
     def comes_in_order(self) -> bool:
@@ -176,6 +191,8 @@ class Engine:
         Raises:
             UnsupportedModelError: an edit in training with gradient checkpointing.
         """
+        # Nobody would see the cache that HF makes otherwise; recurrences write into it, which gradients do not survive.
+        request.inputs.setdefault("use_cache", False)
         unseen = not listeners and recording is None and request.residual is None
         if unseen and (request.span.unembeds or not self._embedding_has_mean):
             return self._run_unseen(request)
@@ -183,6 +200,7 @@ class Engine:
         if any(edits.values()):
             self._refuse_checkpointing()
         plan = self.plan_for(edits, request.span, recorded=None if recording is None else recording.names)
+        request.skipped = self._skipped(request.span) if request.residual is not None else frozenset()
         with self.wrapped(plan) as view, self.eager_attention(plan.needs_eager):
             run = self.new_run(view, listeners, edits, request.batch_size, recording)
             run.puts_off = request.residual is None
@@ -206,26 +224,22 @@ class Engine:
         """A run that nobody listens to: HF's own forward, left by an exception where the span ends."""
         if request.span.unembeds:
             return self.basis.logits(self.hf_model(**request.inputs).logits, ours=True)
-        path = self.architecture.unembed if request.span.norm else self._end(request.span)
-        leave = _Leave(self.architecture.final_call if path == self.architecture.ln_final else 0)
-        handle = self.hf_model.get_submodule(path).register_forward_pre_hook(leave)
+        norm, arch = request.span.norm, self.architecture
+        place = Place(arch.unembed, "input") if norm else _entrance(arch, request.span.stop)
+        handle = _Leave(place).register_on(self.hf_model.get_submodule(place.path))
         try:
-            self._outermost(needed=request.span.norm)(**request.inputs)
+            self._outermost(needed=norm)(**request.inputs)
         except _Reached as reached:
-            return None if request.span.norm else Stream(self.basis.centres_stream).read(reached.value)
+            return None if norm else Stream(self.basis.centres_stream).read(reached.value)
         finally:
             handle.remove()
-        raise AssertionError(f"the forward pass did not reach {path!r}")
+        raise AssertionError(f"the forward pass did not reach {place.path!r}")
 
     def _outermost(self, needed: bool) -> Any:
         """What to call for a run that ends early: what is around the stack of blocks does nothing before it."""
         model = self.hf_model
         watched = model._forward_pre_hooks or model._forward_hooks or "forward" in model.__dict__
         return model if needed or watched else model.base_model
-
-    def _end(self, span: Span) -> str:
-        """The module before which a run that does not reach the norm ends."""
-        return self.architecture.layer(span.stop) if span.stop < self.cfg.n_layers else self.architecture.behind_layers
 
     def run_block(self, layer: int, residual: Tensor, listeners: Listeners, mask: Tensor | None = None) -> Tensor:
         """One block on the residual stream before it; returns the stream after it."""
@@ -246,8 +260,8 @@ class Engine:
         recording: Recording | None = None,
     ) -> Run:
         """What a run carries along, at its start."""
-        stream = Stream(self.basis.centres_stream)
-        return Run(view, self.basis, self.cfg, listeners, stream, batch_size, edits, recording)
+        stream, overwritten = Stream(self.basis.centres_stream), self.passage.overwritten
+        return Run(view, self.basis, self.cfg, listeners, stream, batch_size, edits, recording, overwritten)
 
     @contextmanager
     def eager_attention(self, needed: bool = True) -> Iterator[None]:
@@ -288,7 +302,7 @@ class Engine:
     def _forget_structure(self) -> None:
         self._views.clear()
         self._plans.clear()
-        self._order = None
+        self._passage = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy carries along: no view, because nnsight's handles belong to the modules they were made for."""
@@ -304,14 +318,29 @@ class _Reached(Exception):
 
 
 class _Leave:
-    """A hook that ends the run where a module is called, once it has been called a number of times."""
+    """Hooks that end the run at a module's input or output, once it has been called a number of times."""
 
-    def __init__(self, calls: int) -> None:
-        self.calls = calls
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.calls = place.call
 
-    def __call__(self, module: nn.Module, args: tuple) -> None:
+    def register_on(self, module: nn.Module) -> Any:
+        """Watch the module; the handle's ``remove`` ends that."""
+        if self.place.side == "input":
+            return module.register_forward_pre_hook(self.before, with_kwargs=True)
+        return module.register_forward_hook(self.behind)
+
+    def before(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Leave with the first argument."""
+        self._leave(next(iter((*args, *kwargs.values()))))
+
+    def behind(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        """Leave with what the module returns."""
+        self._leave(output)
+
+    def _leave(self, value: Tensor) -> None:
         if self.calls == 0:
-            raise _Reached(args[0])
+            raise _Reached(value)
         self.calls -= 1
 
 
@@ -327,9 +356,9 @@ def _trace(view: View, architecture: Architecture, run: Run, plan: Plan, request
 
 def _walk(view: View, architecture: Architecture, run: Run, plan: Plan, request: Request) -> Tensor | None:
     """Visit the sites in order, then read what the run is for."""
-    span, n_layers = request.span, run.cfg.n_layers
+    span = request.span
     if request.residual is not None:
-        _start_from(view, architecture, run, request.residual, span.start)
+        _start_from(view, architecture, run, request)
     if run.listeners:
         for site in plan.sites:
             site.visit(run)
@@ -337,9 +366,9 @@ def _walk(view: View, architecture: Architecture, run: Run, plan: Plan, request:
         for site in plan.sites:
             site.record(run)
     if not span.norm:
-        return run.stream.read(_stream_before(architecture, span.stop, n_layers).read(view))
+        return run.stream.read(_entrance(architecture, span.stop).read(view))
     if not span.unembeds:
-        last = _stream_before(architecture, n_layers, n_layers)
+        last = _entrance(architecture, run.cfg.n_layers)
         (last if architecture.ln_final is None else replace(last, side="output")).read(view)
         return None
     if architecture.after_unembed:
@@ -349,16 +378,18 @@ def _walk(view: View, architecture: Architecture, run: Run, plan: Plan, request:
     return run.basis.logits(Place(architecture.unembed, "output").read(view), ours=True)
 
 
-def _start_from(view: View, architecture: Architecture, run: Run, residual: Tensor, start: int) -> None:
-    """Let the blocks before ``start`` pass and put ``residual`` where the next module reads the stream."""
+def _start_from(view: View, architecture: Architecture, run: Run, request: Request) -> None:
+    """Let the blocks before the first one pass and put the residual where the next module reads the stream."""
+    start, residual = request.span.start, request.residual
+    assert residual is not None
     for layer in range(min(start, run.cfg.n_layers)):
-        view[architecture.layer(layer)].skip(residual)
-    _stream_before(architecture, start, run.cfg.n_layers).write(view, residual)
+        if architecture.layer(layer) in request.skipped:
+            view[architecture.layer(layer)].skip(residual)
+    _entrance(architecture, start).write(view, residual)
     run.stream.written(residual)
 
 
-def _stream_before(architecture: Architecture, layer: int, n_layers: int) -> Place:
+def _entrance(architecture: Architecture, layer: int) -> Place:
     """Where the residual stream before a layer is, or behind the last one."""
-    if layer < n_layers:
-        return Place(architecture.layer(layer), "input")
-    return Place(architecture.behind_layers, "input", call=architecture.final_call)
+    path, side = architecture.entrance(layer)
+    return Place(path, side, call=architecture.final_call if path == architecture.ln_final else 0)

@@ -51,6 +51,8 @@ class Run:
     edited: Mapping[str, bool]
     #: What to keep of the values as they are after their hooks, if anything.
     recording: Recording | None
+    #: The places whose tensors the model changes in place later, so that what is read has to be a copy.
+    overwritten: Collection[tuple[str, str]] = ()
     #: Whether what is kept may be computed when somebody looks; not where the run starts from the caller's own tensor.
     puts_off: bool = True
     #: (layer, "q" | "k" | "v") -> norm output (HF basis) that this projection has to read instead of its own input.
@@ -90,8 +92,9 @@ class Run:
         """The live tensor at a place, off the graph where nobody can edit; several sites at one place ask once."""
         if self._here is not place and self._here != place:
             raw = place.read(self.view)
-            if isinstance(place, Place) and place.flat:
-                raw = raw.unflatten(0, (self.batch_size, -1))
+            if isinstance(place, Place):
+                raw = raw.clone() if self._is_overwritten(place) else raw
+                raw = raw.unflatten(0, (self.batch_size, -1)) if place.flat else raw
             if self._any_edit or self.inputs:
                 self._value = raw
             elif raw is not self._raw:
@@ -104,8 +107,19 @@ class Run:
     def write(self, place: AnyPlace, value: Tensor) -> None:
         """Put ``value`` in the tensor's place."""
         flat = isinstance(place, Place) and place.flat
-        place.write(self.view, value.flatten(0, 1) if flat else value)
+        # What hooks returned, and was kept, is not to be changed with it.
+        given = value.clone() if isinstance(place, Place) and self._is_overwritten(place) else value
+        place.write(self.view, given.flatten(0, 1) if flat else given)
         self._here, self._value = place, value
+
+    def _is_overwritten(self, place: Place) -> bool:
+        return (place.path, place.side) in self.overwritten
+
+    def overwrite(self, place: Place, value: Tensor) -> None:
+        """Put ``value`` into the tensor itself, for all who read it."""
+        live = place.read(self.view)
+        live.copy_(value.flatten(0, 1) if place.flat else value)
+        self._here, self._value = place, live.unflatten(0, (self.batch_size, -1)) if place.flat else live
 
     def value_bias(self, layer: int) -> Tensor | None:
         """`Basis.value_bias`, once per run."""
@@ -256,6 +270,8 @@ class PlainSite(Site):
 class StreamSite(Site):
     """The residual stream: resid_pre, resid_mid, resid_post."""
 
+    place: Place
+
     def __init__(self, name: str, place: Place, in_place: bool = False) -> None:
         self.names = (name,)
         self.place = place
@@ -268,7 +284,7 @@ class StreamSite(Site):
         if not changed:
             return
         if self.in_place:
-            x.copy_(value)
+            run.overwrite(self.place, value)
         else:
             run.write(self.place, value)
         run.stream.written(value)
@@ -333,20 +349,25 @@ class SumSite(BranchSite):
         run.write(self.place, value - run.parts[self.names[0]])
 
 
-class UncentredEmbedSite(BranchSite):
-    """``hook_embed`` where a norm stands behind the embedding: no weight writes it, so its mean stays in the stream."""
+class UncentredEmbedSite(Site):
+    """What a norm behind the embeddings returns: no weight writes it, so its mean stays in the stream.
+
+    It is ``hook_embed`` where only the token embedding is normed.
+    """
 
     always = True
 
-    def visit(self, run: Run) -> None:
-        x = run.read(self.place)
-        value, changed = run.fire(self.names[0], x, live=True)
-        if changed:
-            run.write(self.place, value)
-        run.stream.written(value)
+    def __init__(self, place: Place, *names: str) -> None:
+        self.names = names
+        self.place = place
 
-    def record(self, run: Run) -> None:
-        self.visit(run)
+    def visit(self, run: Run) -> None:
+        value = run.read(self.place)
+        for name in self.names:
+            value, changed = run.fire(name, value, live=True)
+            if changed:
+                run.write(self.place, value)
+        run.stream.written(value)
 
 
 class PositionSite(BranchSite):
@@ -354,7 +375,7 @@ class PositionSite(BranchSite):
 
     def visit(self, run: Run) -> None:
         x = run.read(self.place)
-        value = run.stream.read_branch(x).expand(run.batch_size, *x.shape[1:])
+        value = run.stream.read_branch(x).expand(run.batch_size, *x.shape[-2:])
         value, changed = run.fire(self.names[0], value, live=True)
         if changed:
             run.write(self.place, value)

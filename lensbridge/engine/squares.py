@@ -22,12 +22,14 @@ class SquareForm:
 
     Args:
         layer: the path of the layer in the HF model.
+        mask: what masked scores are, or less; None for the smallest number there is.
         sinks: below it, the attribute that holds each head's extra logit.
         flat: whether batch and head are one axis.
         behind: whether the sinks have their share behind the softmax.
     """
 
     layer: str
+    mask: float | None = None
     sinks: str | None = None
     flat: bool = False
     behind: bool = False
@@ -40,6 +42,14 @@ class SquareForm:
     @property
     def _has_column(self) -> bool:
         return self.sinks is not None and not self.behind
+
+    def masked(self, x: Tensor) -> Tensor:
+        """Scores as TransformerLens has them, -inf where they are masked."""
+        limit = self.mask
+        if limit is None:
+            # Some models divide the mask with the scores, which are wide then.
+            limit = torch.finfo(x.dtype).min / (2 if x.dtype == torch.float16 else 1e6)
+        return x.masked_fill(x <= limit, -torch.inf)
 
     def scores(self, x: Tensor, run: Run) -> Tensor:
         """The scores in a softmax's input."""

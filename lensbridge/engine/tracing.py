@@ -178,6 +178,7 @@ class RootEnvoy(PartEnvoy, NNsight):
             total if group is None else group[1],
             edits_of(listeners),
             None,
+            engine.passage.overwritten,
             gradients=gradients,
         )
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import HookError, TraceError
 from ..hook_points import HookPoint
 from .norm_sites import FINAL_READERS, NormSite
-from .places import Event
+from .passage import Event
 from .plan import rank_of
 from .sites import Run, Site
 

@@ -42,6 +42,8 @@ class NativeInterior:
     engine: NativeEngine
 
     can_be_traced: ClassVar[bool] = False
+    counts_from: ClassVar[int] = 0
+    reads_whole_text: ClassVar[bool] = False
 
     @classmethod
     def of(cls, hf_model: NativeForCausalLM) -> NativeInterior:

@@ -52,7 +52,6 @@ SPECIAL: dict[str, Family] = {
     "bamba": Family(base={"attn_layer_indices": [9, 18, 27]}, set=_MAMBA2),
     # The class falls back to full attention, in its first forward, where a text has few blocks.
     "big_bird": Family(set={"attention_type": "original_full"}),
-    # Its cache needs a number of layers, which a config of several stacks does not have.
     "blt": Family(set={"use_cache": False}),
     # Its fused projection has four blocks of heads.
     "codegen": Family(set={"n_head": 8, "rotary_dim": 4}),
@@ -142,6 +141,10 @@ SPECIAL: dict[str, Family] = {
             "hash_seed": 0,  # else no two runs are the same
         }
     ),
+    # Halving the stream every so many layers is no part of its function.
+    "rwkv": Family(set={"rescale_every": 0}),
+    # Only smaller models map their embeddings.
+    "roformer": Family(set={"embedding_size": 32}),
     # The widths of its heads are rounded up to 64 in all.
     "xlstm": Family(set={"hidden_size": 128, "embedding_dim": 128}),
     "xmod": Family(base={"default_language": "en_XX"}),

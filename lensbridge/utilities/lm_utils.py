@@ -29,7 +29,8 @@ def lm_cross_entropy_loss(
             f"attention_mask must have the tokens' shape {tuple(tokens.shape)}, not {tuple(attention_mask.shape)}"
         )
     targets = tokens[..., 1:].unsqueeze(-1)
-    losses = -logits[..., :-1, :].log_softmax(dim=-1).gather(-1, targets).squeeze(-1)
+    # Of all positions: without the last one, the logits would have to be copied first.
+    losses = -logits.log_softmax(dim=-1)[..., :-1, :].gather(-1, targets).squeeze(-1)
     counted = losses.numel()
     if attention_mask is not None:
         attended = attention_mask.bool()
