@@ -189,14 +189,19 @@ def main(arguments: list[str]) -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     rows = rows_of(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
-    for key in FAMILIES:
-        if not served(key):
-            rows[key] = row_of_refused(key)
-        elif not arguments or key in arguments or NOT_SERVED in rows.get(key, NOT_SERVED):
-            report = check_model(hooked(tiny_family(key), key), KNOWN.get(key))
-            print(key, *(f"\n    {each.group}: {each.check}: {each.detail}" for each in report.failures))
-            rows[key] = row(key, report)
-    PAGE.write_text(render(rows), encoding="utf-8")
+    wanted = [
+        key
+        for key in FAMILIES
+        if served(key) and (not arguments or key in arguments or NOT_SERVED in rows.get(key, NOT_SERVED))
+    ]
+    rows |= {key: _line(key, [NOT_SERVED, *[""] * (len(COLUMNS) + 1)], "") for key in wanted}
+    rows |= {key: row_of_refused(key) for key in FAMILIES if not served(key)}
+    for key in wanted:
+        report = check_model(hooked(tiny_family(key), key), KNOWN.get(key))
+        print(key, *(f"\n    {each.group}: {each.check}: {each.detail}" for each in report.failures), flush=True)
+        rows[key] = row(key, report)
+        # Whoever loses patience keeps what was found.
+        PAGE.write_text(render(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
