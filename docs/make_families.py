@@ -10,6 +10,8 @@ from __future__ import annotations
 import ast
 import logging
 import sys
+import textwrap
+from collections import Counter
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -39,6 +41,12 @@ COLUMNS = {
 }
 #: letter -> why a point does not exist.
 LETTERS = dict(zip([*ascii_lowercase, "aa", "bb", "cc", "dd", "ee"], [*ABSENT.values(), ONE_COPY_EACH], strict=False))
+SCORES, NEURONS = "blocks.{l}.attn.hook_attn_scores", "blocks.{l}.mlp.hook_pre"
+#: What the full vocabulary has in every layer, besides the neurons of MLPs that have them.
+ATTENTION = (
+    *(f"blocks.{{l}}.hook_{short}" for short in ("resid_pre", "attn_out", "mlp_out", "resid_post")),
+    *(f"blocks.{{l}}.attn.hook_{short}" for short in ("q", "k", "v", "attn_scores", "pattern", "z", "result")),
+)
 NOT_SERVED = "not served:"
 #: How many of the causal language models of transformers TransformerLens 4.3.0's TransformerBridge lists.
 BRIDGE = 95
@@ -52,6 +60,9 @@ Every family of causal language models in transformers, by its `model_type`, and
 checked on a tiny random model of each, against HuggingFace's own forward. `lensbridge check gemma2` shows it check by
 check, and `lensbridge check` with the name of a model makes the same checks on that model.
 
+- **vocabulary**: "full" has the stream, attention and the neurons of its MLPs in every layer (not those of experts that
+  are laid out in a way of their own); "attention in some layers" where others have a recurrence in its place;
+  "attention" without some of its points, queries and keys before their rotation, say; "stream" without any of them
 - **points**: how many kinds of hook points there are; the letters, explained below, say why there is none of another
   kind in some layer
 - **identities**: the points' values fit together as [design.md](design.md) says, without processing and with the
@@ -69,10 +80,10 @@ check, and `lensbridge check` with the name of a model makes the same checks on 
 
 
 def compared() -> set[str]:
-    """The HuggingFace classes that are compared with TransformerLens 3.9.0."""
+    """The HuggingFace classes that are compared with TransformerLens 3.9.0; GPT-2 is in most files of that folder."""
     calls = [node for node in ast.walk(ast.parse(COMPARED.read_text("utf-8"))) if isinstance(node, ast.Call)]
     families = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Family"]
-    return {str(ast.literal_eval(call.args[1])) for call in families}
+    return {"GPT2LMHeadModel", *(str(ast.literal_eval(call.args[1])) for call in families)}
 
 
 def cell(report: Report, groups: tuple[str, ...]) -> str:
@@ -92,16 +103,27 @@ def points(report: Report) -> str:
     return f"{sum(outcome.status == 'holds' for outcome in outcomes)} {' '.join(letters)}".strip()
 
 
+def vocabulary(report: Report) -> str:
+    """Which of TransformerLens' points there are, in a word."""
+    found = {outcome.check: outcome for outcome in report.of("points")}
+    whole = all(found[point].status == "holds" and not found[point].lacking for point in ATTENTION)
+    if found[SCORES].status != "holds":
+        return "stream"
+    if found[SCORES].lacking:
+        return "attention in some layers"
+    return "full" if whole and not set(found[NEURONS].lacking) - {ABSENT["neurons"]} else "attention"
+
+
 def row(key: str, report: Report) -> str:
     """The line of a family that was checked."""
-    cells = [points(report), *(cell(report, groups) for groups in COLUMNS.values())]
+    cells = [vocabulary(report), points(report), *(cell(report, groups) for groups in COLUMNS.values())]
     return _line(key, cells, "yes" if family_class(key) in compared() else "")
 
 
 def row_of_refused(key: str) -> str:
     """The line of a family that is not served."""
     reason = refusal(key) if family_class(key) in BY_CLASS else "there is no record of it"
-    return _line(key, [f"{NOT_SERVED} {reason}", *[""] * len(COLUMNS)], "")
+    return _line(key, [f"{NOT_SERVED} {reason}", *[""] * (len(COLUMNS) + 1)], "")
 
 
 def _line(key: str, cells: list[str], last: str) -> str:
@@ -125,18 +147,21 @@ def exceptions() -> list[str]:
 
 def totals(rows: dict[str, str]) -> str:
     """What the table adds up to, in words."""
-    plain = [key for key in FAMILIES if "@" not in key]
-    count = sum(served(key) for key in plain)
-    return (
-        f"{len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)} entries in transformers' list of causal language models; {count} of "
-        f"them are served, and {sum(served(key) for key in FAMILIES) - count} variants. TransformerLens 4.3.0's "
-        f"TransformerBridge lists {BRIDGE} of the entries."
+    kinds = Counter(rows[key].split(" | ")[2] for key in FAMILIES if served(key) and "@" not in key)
+    variants = sum(served(key) for key in FAMILIES) - sum(kinds.values())
+    attending = sum(kinds.values()) - kinds["stream"]
+    entries, served_ones = len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), sum(kinds.values())
+    sentence = (
+        f"Of the {entries} entries in transformers' list of causal language models {served_ones} are served, "
+        f"{kinds['full']} of them with TransformerLens' full vocabulary and {attending} with points inside attention; "
+        f"and {variants} variants of them. TransformerLens 4.3.0's TransformerBridge lists {BRIDGE} of the entries."
     )
+    return textwrap.fill(sentence, 120)
 
 
 def render(rows: dict[str, str]) -> str:
     """The whole page, of the line of each family."""
-    columns = ["family", "class", "points", *COLUMNS, "3.9.0"]
+    columns = ["family", "class", "vocabulary", "points", *COLUMNS, "3.9.0"]
     table = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(rows[key] for key in FAMILIES)]
     letters = [f"- **{letter}**: {reason}" for letter, reason in LETTERS.items()]
     not_built = [f"- `{key}`: {reason}" for key, reason in UNBUILDABLE.items()]
@@ -164,14 +189,19 @@ def main(arguments: list[str]) -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     rows = rows_of(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
-    for key in FAMILIES:
-        if not served(key):
-            rows[key] = row_of_refused(key)
-        elif not arguments or key in arguments or NOT_SERVED in rows.get(key, NOT_SERVED):
-            report = check_model(hooked(tiny_family(key), key), KNOWN.get(key))
-            print(key, *(f"\n    {each.group}: {each.check}: {each.detail}" for each in report.failures))
-            rows[key] = row(key, report)
-    PAGE.write_text(render(rows), encoding="utf-8")
+    wanted = [
+        key
+        for key in FAMILIES
+        if served(key) and (not arguments or key in arguments or NOT_SERVED in rows.get(key, NOT_SERVED))
+    ]
+    rows |= {key: _line(key, [NOT_SERVED, *[""] * (len(COLUMNS) + 1)], "") for key in wanted}
+    rows |= {key: row_of_refused(key) for key in FAMILIES if not served(key)}
+    for key in wanted:
+        report = check_model(hooked(tiny_family(key), key), KNOWN.get(key))
+        print(key, *(f"\n    {each.group}: {each.check}: {each.detail}" for each in report.failures), flush=True)
+        rows[key] = row(key, report)
+        # Whoever loses patience keeps what was found.
+        PAGE.write_text(render(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

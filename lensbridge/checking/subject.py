@@ -128,6 +128,20 @@ class Subject:
         """The engine's norm that TransformerLens calls ``prefix``."""
         return self.model.interior.engine.norms[self.model.mod_dict[prefix].path]
 
+    def behind_norm(self, layer: int, role: str, normed: Tensor) -> Tensor:
+        """What a norm's reader is given: what the norm returns, or what HuggingFace's gate around it makes of that."""
+        path = getattr(self.block(layer), role)
+        if not self.block(layer).gated_norms or "." not in path:
+            return normed
+        inner, around = (
+            self.hf.get_submodule(self.architecture.below(layer, each)) for each in (path, path.rpartition(".")[0])
+        )
+        handle = inner.register_forward_hook(lambda module, args, output: normed)
+        try:
+            return around(normed)
+        finally:
+            handle.remove()
+
     def norm_behind(self, layer: int, branch: str) -> str | None:
         """TransformerLens' name of the norm of what attention ("attn") or the MLP ("mlp") writes, if there is one."""
         block = self.block(layer)
