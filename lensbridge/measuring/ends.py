@@ -110,21 +110,23 @@ def _config_attribute(config: Any, factor: float) -> str | None:
 
 
 def _positions(trace: Trace, terms: list[Term], found: Findings) -> None:
-    """The learned positions among what is added to the embedding."""
+    """The learned positions and the types of tokens among what is added to the embedding."""
+    length, extra = trace.flow.shape(trace.recording.tokens)[1], []
     for term in terms:
         call = trace.calls[term.module or ""][0]
         lookups = [op for op in trace.recording.ops[call.start : call.end] if op.name == "embedding"]
-        rows = trace.flow.tensor(lookups[-1].inputs[1]).flatten() if lookups else None
-        length = trace.flow.shape(trace.recording.tokens)[1]
-        first = -1 if rows is None else int(rows[0])
-        if rows is not None and torch.equal(rows[:length].cpu(), torch.arange(first, first + length)):
+        rows = trace.flow.tensor(lookups[-1].inputs[1]).flatten().cpu() if lookups else torch.empty(0)
+        first = int(rows[0]) if len(rows) else 0
+        if torch.equal(rows[:length], torch.arange(first, first + length)):
             found.fields |= {"pos_embed": term.module, "pos_offset": first}
-            return
-    if terms:
-        names = ", ".join(term.module or "" for term in terms)
-        found.refuse(
-            f"{names} is added to the embedding, but is no table with a row for each position", "hook_pos_embed"
-        )
+        elif len(rows) and not rows.any():
+            found.fields["type_embed"] = term.module
+        else:
+            extra.append(term.module or "")
+    if extra:
+        found.fields["embed_extra"] = f"{' and '.join(extra)} is added to it"
+        if "pos_embed" not in found.fields:
+            found.refuse(f"{' and '.join(extra)} is no table with a row for each position", "hook_pos_embed")
 
 
 def read_end(trace: Trace, last: Call) -> Findings:
@@ -143,13 +145,13 @@ def read_end(trace: Trace, last: Call) -> Findings:
     if steps:
         found.fields["after_unembed"] = "factor" if all(op.name in FACTORS for op in steps) else "cap"
     assert last.output is not None and head.input is not None
-    reads = head.input
+    reads: Value | None = head.input
     between = [call for call in trace.recording.calls if call.start >= last.end and trace.flow.same(call.output, reads)]
     between = [call for call in between if call.path not in trace.norms and call.path != head.path]
     own = [call for call in between if call.input is not None and not trace.flow.same(call.input, call.output)]
     if own:
         found.fields["head"], reads = own[0].path, own[0].input
-        assert reads is not None
+    assert reads is not None
     norm, divisor = _before_head(trace, reads)
     if norm is None or not trace.flow.same(norm.input, last.output):
         if not trace.flow.same(_unpicked(trace, reads), last.output):
