@@ -20,7 +20,6 @@ from .forms import Layout as Layout
 from .forms import Refusal as Refusal
 from .forms import Softmax as Softmax
 
-
 #: A factor: the path of the attribute that holds it, below a layer; or what makes it of the layer.
 Factor = str | Callable[[Any], Any]
 
