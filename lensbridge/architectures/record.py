@@ -399,7 +399,7 @@ class Architecture:
     def within(self, model_type: str, hf_class: str, path: str = "model.language_model") -> Architecture:
         """The record of a model of several modalities, which has a model of this family at ``path`` and a head."""
         moved = {name: getattr(self, name) for name in ("embed", "layers", "ln_final", "embed_norm", "embed_factor")}
-        paths = {
+        paths: dict[str, Any] = {
             name: value.replace("model.", f"{path}.", 1) for name, value in moved.items() if isinstance(value, str)
         }
         return replace(self, model_type=model_type, hf_class=hf_class, **paths)
