@@ -178,7 +178,7 @@ IDENTITIES: dict[str, Identity] = {
     "hook_resid_pre": entering,
     "hook_resid_mid": middle,
     "hook_resid_post": passed_on,
-    "hook_attn_out": middle,
+    **dict.fromkeys(("hook_attn_out", "attn.hook_result"), middle),
     "hook_mlp_out": end,
     **dict.fromkeys(("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input"), entering),
     "hook_mlp_in": middle,
@@ -258,7 +258,7 @@ def test_the_equations_hold_where_points_mean_what_they_should() -> None:
 def test_rwkv_is_loaded_without_halvings_and_refused_with_them(tmp_path: Any) -> None:
     hf = tiny_family("rwkv")
     hf.config.rescale_every = 1
-    with pytest.raises(UnsupportedModelError, match="rescale_every=True is not supported: its stream is halved"):
+    with pytest.raises(UnsupportedModelError, match="rescale_every=1 is not supported: its stream is halved"):
         HookedTransformer.from_pretrained("rwkv", hf_model=hf)
     hf.save_pretrained(tmp_path)
     with torch.no_grad():

@@ -25,8 +25,11 @@ REFUSED = {
     ),
 }
 
-#: What stands on the residual stream.
-ON_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
+#: What stands on the residual stream, or is added to it.
+ON_STREAM = (
+    *("hook_resid_pre", "hook_resid_mid", "hook_resid_post"),
+    *("hook_attn_out", "attn.hook_result", "hook_mlp_out"),
+)
 #: Copies of it.
 COPIES = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in")
 

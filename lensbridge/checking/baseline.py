@@ -39,6 +39,8 @@ def check_points(subject: Subject) -> list[Outcome]:
         for name in _instances(subject, point):
             if name in missing:
                 findings.say(point, not missing[name], f"{name} {', '.join(missing[name])}")
+            elif name in subject.idle:
+                findings.absent(point, "none of the tokens is sent to this expert")
             elif subject.has(name):
                 findings.absent(point, ONE_COPY_EACH)
             else:

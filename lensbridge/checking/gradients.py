@@ -104,6 +104,9 @@ def _has_other_readers(subject: Subject, name: str) -> bool:
     if name == "blocks.0.hook_resid_pre":
         # The embedding is that stream, too.
         return subject.architecture.rereads is not None
+    if name.endswith((".hook_v", ".hook_rot_k")):
+        # A later layer may attend to these keys and values as well.
+        return any(block.q and not block.k for block in subject.architecture.blocks)
     if not name.endswith((".ln1.hook_normalized", ".ln2.hook_normalized")):
         return False
     block = subject.block(int(name.split(".")[1]))

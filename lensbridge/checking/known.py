@@ -19,8 +19,16 @@ COUNTS_FROM_ZERO: Known = {
 }
 MAPPED = {"embed.ln.*": "the token embedding is mapped together with two others before the sum"}
 PROMPT = {"hook_embed": "the model embeds a prompt of its own before the text"}
+#: Where the model does not look at the attention mask, or looks at positions of the padded text.
+PADDING_COUNTS = {"padding": {"left, row by row": "HuggingFace's model lets padding on the left take part"}}
+SPARSE = {"blocks.{l}.mlp.hook_post": "some layers set what is small in pre to zero before the activation function"}
 
 KNOWN: dict[str, Known] = {
+    "deepseek_v4": PADDING_COUNTS,
+    "gemma3n_text": {"identities": SPARSE, "identities, processed": SPARSE},
+    "hy_v4": {
+        "gradients": {"parameters": "what scales a gate has a gradient of large sums that cancel, to 2e-4 of rounding"}
+    },
     "moshi": {
         "generation": {
             "greedy": "HuggingFace's cache forgets keys beyond a window that its masks do not have: it generates "
@@ -43,4 +51,6 @@ KNOWN: dict[str, Known] = {
     "recurrent_gemma": {
         "padding": {"left, row by row": "HuggingFace's recurrence runs over the padding before a text, mask or no mask"}
     },
+    "rwkv": PADDING_COUNTS,
+    "xlstm": PADDING_COUNTS | {"bfloat16": {"no hooks": "HuggingFace's own forward fails in bfloat16"}},
 }

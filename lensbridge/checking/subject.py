@@ -143,8 +143,21 @@ class Subject:
 
     @property
     def names(self) -> list[str]:
-        """The points that are on, in TransformerLens' order."""
-        return [name for name in self.model.interior.points() if self.model._is_on(name)]
+        """The points that fire on the tokens, in TransformerLens' order."""
+        return [name for name in self.all_names if self.model._is_on(name) and name not in self.idle]
+
+    @cached_property
+    def idle(self) -> frozenset[str]:
+        """The points of experts that none of the tokens is sent to, so that they do not fire."""
+        indices = [name for name in self.all_names if name.endswith("hook_expert_indices")]
+        with torch.no_grad():
+            _, chosen = self.model.run_with_cache(self.tokens, names_filter=indices, return_cache_object=False)
+        busy = {
+            f"{name.rpartition('.')[0]}.experts.{expert}"
+            for name, experts in chosen.items()
+            for expert in experts.unique().tolist()
+        }
+        return frozenset(name for name in self.all_names if ".experts." in name and name.rpartition(".")[0] not in busy)
 
     @cached_property
     def all_names(self) -> tuple[str, ...]:
@@ -193,7 +206,7 @@ class Subject:
         for layer in range(self.n_layers):
             block = self.block(layer)
             if not self.has(f"blocks.{layer}.hook_resid_pre"):
-                roles = ("ln1", "ln2") if block.ln1 else ("q", "k", "v", "ln2")
+                roles = (*(("ln1",) if block.ln1 else ("q", "k", "v")), "ln2" if block.ln2 else "mlp")
                 found += [self.architecture.in_layer(layer, role) for role in roles if getattr(block, role)]
         if self.architecture.ln_final and not self.has(f"blocks.{self.n_layers - 1}.hook_resid_post"):
             found.append(self.architecture.ln_final)
@@ -211,6 +224,8 @@ class Subject:
     @cached_property
     def positions(self) -> int:
         """How many positions the layers run on: some models put some of their own before a text."""
+        if not self.has("blocks.0.hook_resid_pre"):
+            return self.tokens.shape[1]
         return self.plain.input(self.architecture.layer(0)).shape[1]
 
     def run(self, hooks: Hooks = (), tokens: Tensor | None = None, **arguments: Any) -> Tensor:
