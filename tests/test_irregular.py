@@ -258,7 +258,7 @@ def test_the_equations_hold_where_points_mean_what_they_should() -> None:
 def test_rwkv_is_loaded_without_halvings_and_refused_with_them(tmp_path: Any) -> None:
     hf = tiny_family("rwkv")
     hf.config.rescale_every = 1
-    with pytest.raises(UnsupportedModelError, match="rescale_every=True is not supported: its stream is halved"):
+    with pytest.raises(UnsupportedModelError, match="rescale_every=1 is not supported: its stream is halved"):
         HookedTransformer.from_pretrained("rwkv", hf_model=hf)
     hf.save_pretrained(tmp_path)
     with torch.no_grad():

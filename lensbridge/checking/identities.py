@@ -157,10 +157,13 @@ def _after(subject: Subject) -> Iterator[tuple]:
         for row in norm_identities(subject, "ln_final", stream, equation):
             yield *row, (final,)
         equation = "ln_final's output"
-    if subject.architecture.head is None:
-        yield "unembed.hook_in", equation, given
-    else:
-        yield "unembed.hook_in", f"the head's transform of {equation}", lambda look: subject.transformed(given(look))
+    # Where there is neither, several streams are mixed before the unembedding.
+    if subject.has("ln_final.hook_scale") or subject.has(read):
+        if subject.architecture.head is None:
+            yield "unembed.hook_in", equation, given
+        else:
+            head = f"the head's transform of {equation}"
+            yield "unembed.hook_in", head, lambda look: subject.transformed(given(look))
 
     def logits(look: Look) -> Tensor:
         weight, bias = look.weight("unembed.W_U"), look.weight("unembed.b_U")

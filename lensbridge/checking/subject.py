@@ -248,6 +248,8 @@ class Subject:
     @cached_property
     def positions(self) -> int:
         """How many positions the layers run on: some models put some of their own before a text."""
+        if not self.has("blocks.0.hook_resid_pre"):
+            return self.tokens.shape[1]
         return self.plain.input(self.architecture.layer(0)).shape[1]
 
     def run(self, hooks: Hooks = (), tokens: Tensor | None = None, **arguments: Any) -> Tensor:
