@@ -68,7 +68,18 @@ def explained(outcomes: Any) -> str:
     return "\n".join(f"{outcome.group}: {outcome.check}: {outcome.detail}" for outcome in outcomes)
 
 
-@pytest.mark.parametrize(("key", "group"), [(key, group) for key in KEYS for group in GROUPS])
+#: The groups that are checked by default; the others take minutes.
+QUICK = ("points", "identities", "HuggingFace's values", "exactness")
+
+
+@pytest.mark.parametrize(
+    ("key", "group"),
+    [
+        pytest.param(key, group, marks=[] if group in QUICK else [pytest.mark.slow])
+        for key in KEYS
+        for group in GROUPS
+    ],
+)
 def test_what_must_hold(key: str, group: str) -> None:
     outcomes = outcomes_of(key, group)
     failures = [outcome for outcome in outcomes if not outcome.is_fine]
@@ -102,6 +113,7 @@ def test_what_a_record_refuses_is_refused_with_its_reason(key: str) -> None:
         hooked(tiny_family(key))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", KEYS)
 def test_the_table_of_families_has_what_was_found(key: str) -> None:
     outcomes = tuple(outcome for group in GROUPS for outcome in outcomes_of(key, group))
@@ -109,6 +121,7 @@ def test_the_table_of_families_has_what_was_found(key: str) -> None:
     assert table().rows_of(page())[key] == table().row(key, report), f"run `python docs/make_families.py {key}`"
 
 
+@pytest.mark.slow
 def test_the_table_of_families_is_whole() -> None:
     """Besides the rows of what is checked, which the test above compares."""
     rows = table().rows_of(page())
