@@ -74,11 +74,7 @@ QUICK = ("points", "identities", "HuggingFace's values", "exactness")
 
 @pytest.mark.parametrize(
     ("key", "group"),
-    [
-        pytest.param(key, group, marks=[] if group in QUICK else [pytest.mark.slow])
-        for key in KEYS
-        for group in GROUPS
-    ],
+    [pytest.param(key, group, marks=[] if group in QUICK else [pytest.mark.slow]) for key in KEYS for group in GROUPS],
 )
 def test_what_must_hold(key: str, group: str) -> None:
     outcomes = outcomes_of(key, group)

@@ -186,7 +186,8 @@ def test_an_unsupported_architecture_is_refused_before_its_weights_are_read(
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
     for ask in (lambda: load(str(tmp_path)), lambda: load("x", hf_model=images)):
         with pytest.raises(
-            UnsupportedModelError, match="ViTForImageClassification (has no record|; known)|architecture ViTForImageClassification"
+            UnsupportedModelError,
+            match="ViTForImageClassification (has no record|; known)|architecture ViTForImageClassification",
         ) as caught:
             ask()
         assert isinstance(caught.value, ValueError)

@@ -194,8 +194,10 @@ class Engine:
         Raises:
             UnsupportedModelError: an edit in training with gradient checkpointing.
         """
-        # Nobody would see the cache that HF makes otherwise; recurrences write into it, which gradients do not survive.
-        request.inputs.setdefault("use_cache", False)
+        if self._has_recurrences:
+            # Nobody would see the cache that HF makes otherwise; they write into it, which gradients do not survive. Of
+            # attention alone it is left as it is: without it, keys lie otherwise in memory, and the last bits may differ.
+            request.inputs.setdefault("use_cache", False)
         unseen = not listeners and recording is None and request.residual is None
         if unseen and (request.span.unembeds or not self._embedding_has_mean):
             return self._run_unseen(request)
@@ -209,6 +211,11 @@ class Engine:
             run.puts_off = request.residual is None
             with run.explaining():
                 return _trace(view, self.architecture, run, plan, request)
+
+    @cached_property
+    def _has_recurrences(self) -> bool:
+        """Whether some layer has something else in attention's place."""
+        return any(block.attn is None or block.attn_also is not None for block in self.architecture.blocks)
 
     @property
     def _embedding_has_mean(self) -> bool:
