@@ -187,7 +187,7 @@ def test_an_unsupported_architecture_is_refused_before_its_weights_are_read(
     for ask in (lambda: load(str(tmp_path)), lambda: load("x", hf_model=images)):
         with pytest.raises(
             UnsupportedModelError,
-            match="ViTForImageClassification (has no record|; known)|architecture ViTForImageClassification",
+            match="ViTForImageClassification has no record",
         ) as caught:
             ask()
         assert isinstance(caught.value, ValueError)

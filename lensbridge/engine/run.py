@@ -195,8 +195,9 @@ class Engine:
             UnsupportedModelError: an edit in training with gradient checkpointing.
         """
         if self._has_recurrences:
-            # Nobody would see the cache that HF makes otherwise; they write into it, which gradients do not survive. Of
-            # attention alone it is left as it is: without it, keys lie otherwise in memory, and the last bits may differ.
+            # Nobody would see the cache that HF makes otherwise; they write into it, which gradients do not survive.
+            # With attention alone HF's default stays: without a cache keys lie otherwise in memory, which can show in
+            # the last bits.
             request.inputs.setdefault("use_cache", False)
         unseen = not listeners and recording is None and request.residual is None
         if unseen and (request.span.unembeds or not self._embedding_has_mean):
