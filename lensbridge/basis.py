@@ -16,7 +16,7 @@ would.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -78,6 +78,15 @@ class Basis:
     @property
     def processing(self) -> Processing:
         return self.weights.processing
+
+    @property
+    def hf_model(self) -> Any:
+        """The HF model whose values are converted."""
+        return self.weights.hf_model
+
+    def number(self, layer: int) -> int:
+        """The number that HuggingFace gives a layer."""
+        return self.weights.architecture.number(layer)
 
     # --- residual stream ----------------------------------------------------------------------------------------------
 

@@ -38,6 +38,8 @@ def described(hf_model: Any, architecture: Architecture) -> dict[str, Any]:
     fields |= _sizes(hf_model, hf, architecture, fields)
     fields |= {name: value for name, value in _structure(hf, architecture).items() if name not in fields}
     fields |= dict(architecture.constants)
+    if not fields.get("use_attn_scale", True):
+        fields.pop("attn_scale", None)
     first = next(hf_model.parameters())
     fields |= {
         "normalization_type": architecture.norm,

@@ -7,6 +7,8 @@ import importlib.util
 import json
 import linecache
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -57,6 +59,11 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """All blocks of a page in one namespace, from top to bottom, in an empty directory."""
     monkeypatch.chdir(tmp_path)
     source, name = code_of(page), f"{page}.py"
+    if "shim.install()" in source:
+        # The alias wants a process into which the real transformer_lens was not imported.
+        (tmp_path / "page.py").write_text(source, encoding="utf-8")
+        subprocess.run([sys.executable, "page.py"], check=True)
+        return
     # nnsight looks up the source around a trace, and around a backward pass.
     monkeypatch.setitem(linecache.cache, name, (len(source), None, source.splitlines(keepends=True), name))
     exec(compile(source, name, "exec"), {"__name__": "__main__"})

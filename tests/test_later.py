@@ -160,6 +160,8 @@ def _double_input(module: Any, args: tuple) -> None:
 
 
 def test_what_was_overwritten_is_an_error(lens: Any, tokens: Tensor) -> None:
+    # What the forward pass itself overwrites is found out in the first run, and kept as a copy.
+    lens.run_with_cache(tokens)
     handle = lens.hf_model.transformer.h[1].register_forward_pre_hook(_double_input)
     with torch.no_grad():
         cache = lens.run_with_cache(tokens, names_filter="blocks.0.hook_resid_post")[1]

@@ -67,8 +67,8 @@ def hf_cache(entries: dict[int, Any], basis: Basis, biases: ValueBiases | None =
     Raises:
         UnsupportedModelError: the model's layers keep more than keys and values.
     """
-    hf_model: Any = basis.weights.hf_model
-    if _keeps_more(DynamicCache(config=hf_model.config)):
+    hf_model: Any = basis.hf_model
+    if hf_model is not None and _keeps_more(DynamicCache(config=hf_model.config)):
         raise UnsupportedModelError(
             f"a TransformerLensKeyValueCache holds keys and values, and layers of {type(hf_model).__name__} keep more "
             "of a text than these (the state of a recurrence, say): run the whole text, or use generate()"
@@ -78,7 +78,7 @@ def hf_cache(entries: dict[int, Any], basis: Basis, biases: ValueBiases | None =
         if entry.past_keys.shape[1]:
             keys = _to_hf(basis, layer, "k", entry.past_keys, biases)
             values = _to_hf(basis, layer, "v", entry.past_values, biases)
-            cache.update(keys, values, basis.weights.architecture.number(layer))
+            cache.update(keys, values, basis.number(layer))
     return cache
 
 
@@ -87,6 +87,6 @@ def append_new(entries: dict[int, Any], cache: DynamicCache, basis: Basis, biase
     biases = {} if biases is None else biases
     for layer, entry in entries.items():
         past = entry.past_keys.shape[1]
-        kept: Any = cache.layers[basis.weights.architecture.number(layer)]
+        kept: Any = cache.layers[basis.number(layer)]
         keys = _from_hf(basis, layer, "k", kept.keys[:, :, past:], biases)
         entry.append(keys, _from_hf(basis, layer, "v", kept.values[:, :, past:], biases))

@@ -24,6 +24,13 @@ from .weights import NativeWeights
 class NativeBasis:
     """The basis of a native model: values are in it as they are computed. The interface is that of `basis.Basis`."""
 
+    #: A model of our own keeps keys and values only.
+    hf_model: ClassVar[None] = None
+
+    def number(self, layer: int) -> int:
+        """Layers have one number only."""
+        return layer
+
     def value_bias(self, layer: int) -> None:
         """Nothing: values are shown as they are."""
 
