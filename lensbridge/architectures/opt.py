@@ -27,5 +27,8 @@ OPT = Architecture(
         rotary=False,
     ),
     norm="LN",
-    refused={"_remove_final_layer_norm": "its residual stream ends without a norm"},
+    refused={
+        "_remove_final_layer_norm": "its residual stream ends without a norm",
+        "do_layer_norm_before=False": "its norms stand in the residual stream, behind attention and MLP",
+    },
 )
