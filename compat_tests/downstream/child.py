@@ -26,11 +26,19 @@ def old_names() -> None:
     sys.modules[module.__name__] = module
 
 
+def old_constants() -> None:
+    """Give huggingface_hub the constant of its versions before 1 that circuit-tracer imports: off, as by default."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_ENABLE_HF_TRANSFER = getattr(constants, "HF_HUB_ENABLE_HF_TRANSFER", False)
+
+
 def main() -> None:
     """Run the case that is named on the command line."""
     case, path, *rest = sys.argv[1:]
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    old_constants()
     if rest == ["--alias"]:
         from lensbridge import shim
 

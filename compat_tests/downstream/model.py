@@ -22,7 +22,10 @@ OTHER = "When Mary and John went to the store, Mary gave a drink to"
 
 def hf_model() -> GPT2LMHeadModel:
     """The bundled model, with attention whose pattern can be seen."""
-    return GPT2LMHeadModel.from_pretrained(TOY_DIRECTORY, attn_implementation="eager").eval()
+    model = GPT2LMHeadModel.from_pretrained(TOY_DIRECTORY, attn_implementation="eager").eval()
+    # Where transformers 4 had it, which TransformerLens reads.
+    model.config.n_ctx = model.config.n_positions
+    return model
 
 
 @contextmanager
