@@ -1,0 +1,1 @@
+"""Do libraries that are written for TransformerLens compute the same on lensbridge? ``run.py`` is where to start."""
