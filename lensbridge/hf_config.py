@@ -59,12 +59,20 @@ def described(hf_model: Any, architecture: Architecture) -> dict[str, Any]:
 def usual(hf: Any, name: str) -> Any:
     """What a HF config says of a field of TransformerLens', under one of the usual names; None if nothing."""
     for attribute in USUAL_NAMES[name]:
-        value = getattr(hf, attribute, None)
+        value = of_all_layers(hf, attribute)
         # Some configs give one value for each layer.
         value = value[0] if isinstance(value, list | tuple) and value else value
         if isinstance(value, (str, int, float)):
             return value
     return None
+
+
+def of_all_layers(hf: Any, attribute: str) -> Any:
+    """What a HF config says of all layers alike; None if it says nothing, or something else for each."""
+    try:
+        return getattr(hf, attribute, None)
+    except RuntimeError:
+        return None
 
 
 def _sizes(hf_model: Any, hf: Any, architecture: Architecture, fields: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +98,7 @@ def _sizes(hf_model: Any, hf: Any, architecture: Architecture, fields: dict[str,
         if block.expert_form.shown:
             found["d_mlp"] = block.expert_form.width
     attending = [layer for layer, block in enumerate(architecture.blocks) if block.attn is not None]
-    found["d_head"] = fields.get("d_head") or getattr(hf, "head_dim", None) or d_model // found["n_heads"]
+    found["d_head"] = fields.get("d_head") or of_all_layers(hf, "head_dim") or d_model // found["n_heads"]
     if attending:
         found |= _heads(hf_model, architecture, attending[0], found)
     if found.get("n_key_value_heads") is None and "n_key_value_heads" in fields:

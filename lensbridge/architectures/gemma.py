@@ -3,11 +3,14 @@
 - Llama's block; norms store their gain less one; the embedding multiplies by sqrt(d_model)
 - Gemma 2 and 3: a norm of what each branch writes, local and global attention in turn; Gemma 2 caps scores and logits,
   Gemma 3 has a norm of each head's queries and keys; its larger models also see
+- Gemma 4 (2026): values are normed, too; the last layers may attend to keys and values of earlier ones; a layer may
+  add what it makes of an embedding of its own, and multiplies the stream
 - VaultGemma: Gemma 2 without those norms
 """
 
 from dataclasses import replace
 
+from .irregular import KEYS_OF_ANOTHER
 from .record import Architecture, Block
 
 GEMMA = Architecture(
@@ -43,3 +46,31 @@ GEMMA3 = replace(
     block=replace(GEMMA2.block, qk_norm_heads_first=True),
 )
 GEMMA3_MULTIMODAL = GEMMA3.within("gemma3", "Gemma3ForConditionalGeneration")
+GEMMA4 = replace(
+    GEMMA3,
+    model_type="gemma4_text",
+    hf_class="Gemma4ForCausalLM",
+    gain_offset=0.0,
+    config={"output_logits_soft_cap": "final_logit_softcapping"},
+    block=replace(
+        GEMMA2.block,
+        k=None,
+        v=None,
+        extra="an embedding that the layer has for itself may add to it, and a scalar multiplies it",
+        refusals=(KEYS_OF_ANOTHER,),
+    ),
+    kinds={
+        "self_attn.q_norm": {"q_norm": "self_attn.q_norm"},
+        "self_attn.v_norm": {"values": "self_attn.v_norm"},
+        "self_attn.k_proj": {"k": "self_attn.k_proj", "k_norm": "self_attn.k_norm", "refusals": ()},
+    },
+    variants={
+        "hidden_size_per_layer_input": {"rereads": "each layer has an embedding of its own of the tokens"},
+    },
+    refused={
+        "enable_moe_block": "an MLP and experts beside it are normed apart before they are added and normed again"
+    },
+)
+GEMMA4_MULTIMODAL = GEMMA4.within("gemma4", "Gemma4ForConditionalGeneration")
+GEMMA4_UNIFIED = replace(GEMMA4, model_type="gemma4_unified_text", hf_class="Gemma4UnifiedForCausalLM")
+GEMMA4_UNIFIED_MULTIMODAL = GEMMA4_UNIFIED.within("gemma4_unified", "Gemma4UnifiedForConditionalGeneration")

@@ -41,6 +41,8 @@ class Block:
     q: str | None = "self_attn.q_proj"
     k: str | None = "self_attn.k_proj"
     v: str | None = "self_attn.v_proj"
+    #: The module that returns the values, where ``v`` is None for not being the last before them.
+    values: str | None = None
     #: One projection in the place of ``q``, ``k`` and ``v``, and how its output axis holds them.
     qkv: str | None = None
     qkv_layout: Layout = PARTS
@@ -141,6 +143,9 @@ class Block:
         found = {
             "attention": attends,
             "queries": attends and (self.q is not None or self.qkv is not None),
+            "keys": attends and (self.k is not None or self.qkv is not None),
+            "values": attends and (self.v is not None or self.qkv is not None),
+            "projections": attends and (None not in (self.q, self.k, self.v) or self.qkv is not None),
             "heads out": attends and self.o is not None,
             "attention branch": attends or self.attn_branch is not None,
             "norms before": before,
@@ -371,7 +376,7 @@ class Architecture:
         if len(chosen.blocks) == len(numbers):
             blocks = map(_with_experts, chosen.blocks, (layers[i] for i in numbers))
         absent: dict[str, Any] = {role: None for role in self.optional if getattr(chosen, role) not in there}
-        return replace(chosen, blocks=tuple(blocks), numbers=numbers if unused else (), **absent)
+        return replace(chosen, blocks=tuple(blocks), numbers=() if unused is None else numbers, **absent)
 
     def _listed(self, hf_config: Any, layer: int) -> dict[str, Any]:
         """What the config's lists change in a layer."""

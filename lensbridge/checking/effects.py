@@ -50,6 +50,10 @@ def _same_by_adding(first: str, second: str) -> Effect:
     """Adding to one place of the stream is adding to the other."""
 
     def effect(subject: Subject, findings: Findings, check: str, layer: int) -> None:
+        extra = subject.block(layer).extra
+        if extra is not None and second == "hook_resid_post":
+            findings.absent(check, f"the stream takes more on its way through the layer: {extra}")
+            return
         look, names = subject.look(), (_name(layer, first), _name(layer, second))
         if first == "hook_resid_post" and subject.block(layer).post_norm:
             findings.absent(check, "the next layer is given the norm of it")

@@ -17,7 +17,6 @@ LAYER_WEIGHTS = {
     "mlp.W_gate": "gate",
     "mlp.W_out": "neurons",
 }
-NO_PROJECTION = "keys or values are no plain projection of what attention reads in this layer"
 
 
 def check_weights(subject: Subject) -> list[Outcome]:
@@ -28,8 +27,7 @@ def check_weights(subject: Subject) -> list[Outcome]:
         _check_weight(subject, findings, name, name, own)
     for layer in range(subject.n_layers):
         block = subject.block(layer)
-        letters = {"keys": block.k, "values": block.v}
-        features = block.features | {name for name, path in letters.items() if block.attn and (path or block.qkv)}
+        features = block.features
         for short, feature in LAYER_WEIGHTS.items():
             name = f"blocks.{layer}.{short}"
             stored = name.replace("attn.", "attn._")
@@ -38,7 +36,7 @@ def check_weights(subject: Subject) -> list[Outcome]:
                 _check_weight(subject, findings, short, name, own)
             else:
                 lacking = "attention" if "attention" not in features and "attn." in short else feature
-                findings.absent(short, ABSENT.get(lacking, NO_PROJECTION))
+                findings.absent(short, ABSENT[lacking])
     return findings.outcomes()
 
 

@@ -39,7 +39,7 @@ class AttentionInputSite(Site):
         block = f"blocks.{layer}"
         self.prefix = f"{block}.ln1"
         self.attn_in = f"{block}.hook_attn_in"
-        self.split = {letter: f"{block}.hook_{letter}_input" for letter in LETTERS}
+        self.split = {letter: f"{block}.hook_{letter}_input" for letter in letters}
         self.norm_names = (f"{self.prefix}.hook_scale", f"{self.prefix}.hook_normalized")
         self.names = (self.attn_in, *self.split.values(), *(() if norm is None else self.norm_names))
         self.norm = norm
@@ -79,7 +79,9 @@ class AttentionInputSite(Site):
         there = run.basis.weights.parameters.heads(self.layer)
         heads = {"q": there.queries, **dict.fromkeys("kv", there.key_values)}
         copy = run.stream.read(x).unsqueeze(-2)
-        inputs = {letter: copy.expand(*x.shape[:-1], heads[letter], x.shape[-1]) for letter in LETTERS}
+        own = {letter: copy.expand(*x.shape[:-1], heads[letter], x.shape[-1]) for letter in self.letters}
+        # What has no projection reads the stream itself, of which there is no copy for each head.
+        inputs = dict.fromkeys(LETTERS, x) | own
         changed = set()
         if run.cfg.use_attn_in:
             shared, was_changed = run.fire(self.attn_in, inputs["q"], live=True)
@@ -388,18 +390,21 @@ class ZSite(Site):
         return bias if bias is None or times == 1 else bias.repeat_interleave(times, dim=0)
 
 
-class CalledZSite(Site):
-    """hook_z where something stands between it and the output projection: what the attention call returns."""
+class HeadsSite(Site):
+    """hook_z or hook_v where something stands between these and their projections: what the attention call returns, or
+    what a module makes of the values.
+    """
 
-    def __init__(self, layer: int, place: ResultPlace) -> None:
+    def __init__(self, layer: int, letter: str, place: Place | ResultPlace) -> None:
         self.layer = layer
-        self.names = (f"blocks.{layer}.attn.hook_z",)
+        self.letter = letter
+        self.names = (f"blocks.{layer}.attn.hook_{letter}",)
         self.place = place
 
     def visit(self, run: Run) -> None:
-        raw = run.read(self.place)
-        queries = run.basis.weights.parameters.heads(self.layer).queries
-        heads = raw if raw.dim() == 4 else raw.unflatten(-1, (queries, -1))
+        raw, there = run.read(self.place), run.basis.weights.parameters.heads(self.layer)
+        count = there.key_values if self.letter == "v" else there.queries
+        heads = raw if raw.dim() == 4 else raw.unflatten(-1, (count, -1))
         value, changed = run.fire(self.names[0], heads, live=True)
         if changed:
             run.write(self.place, value if raw.dim() == 4 else value.flatten(-2))

@@ -13,7 +13,7 @@ from ..architectures import Architecture
 from .attention_sites import (
     ArgumentSite,
     AttentionInputSite,
-    CalledZSite,
+    HeadsSite,
     PatternSite,
     QKVSite,
     ResultSite,
@@ -204,7 +204,9 @@ class _BlockLayout:
                 meet = [RotatedPlace(self.path("attn"), letter, self.key_values) for letter in "qk"]
             names = (f"{prefix}.hook_rot_q", f"{prefix}.hook_rot_k")
             sites += [ArgumentSite(name, place) for name, place in zip(names, meet, strict=True)]
-        if block.qkv is None and block.v is None:
+        if block.values is not None:
+            sites.append(HeadsSite(self.layer, "v", Place(self.path("values"), "output")))
+        elif block.qkv is None and block.v is None:
             sites.append(ArgumentSite(f"{prefix}.hook_v", value, query))
         return [*sites, *self.heads()]
 
@@ -230,7 +232,7 @@ class _BlockLayout:
         sites: list[Site] = [scores, pattern]
         upstream = (*scores.names, *pattern.names)
         if block.z_from_call or block.o is None:
-            sites.append(CalledZSite(layer, ResultPlace(self.path("attn"))))
+            sites.append(HeadsSite(layer, "z", ResultPlace(self.path("attn"))))
         if block.o is None:
             return sites
         written = _scaled(Place(self.path("o"), "output"), self.root, None, block.o_bias)
