@@ -273,7 +273,7 @@ class MoE(MLP):
     def __init__(self, interior: Interior, layer: int) -> None:
         super().__init__(interior, layer)
         self.add_points(("hook_expert_weights", "hook_expert_indices"))
-        count = interior.architecture.blocks[layer].expert_form.count
+        count = interior.architecture.blocks[layer].expert_form.shown
         self.experts = nn.ModuleList(Expert(interior, layer, expert) for expert in range(count))
 
     @property

@@ -20,29 +20,32 @@ DECLARED = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
 
 @dataclass(frozen=True)
 class ExpertForm:
-    """How many experts a layer has whose neurons can be shown, how many neurons each, and whether these have gates."""
+    """How many experts a layer has, how many neurons each (0: they cannot be shown), and whether these have gates."""
 
     count: int = 0
     width: int = 0
     gated: bool = True
 
+    @property
+    def shown(self) -> int:
+        """How many experts show their neurons."""
+        return self.count if self.width else 0
+
 
 def form_of(module: Any, router: Any = None) -> ExpertForm:
-    """What can be shown of a module of experts: nothing, if it does not declare how it is laid out.
+    """What a module of experts is; no neurons can be shown if it does not declare how it is laid out.
 
     Nor if ``router`` is given and of another width: then experts read a projection of what it reads.
     """
+    hidden = ExpertForm(getattr(module, "num_experts", 0))
     if not all(hasattr(module, name) for name in DECLARED):
-        return ExpertForm()
+        return hidden
     parameters = [getattr(module, name, None) for name in _names(module)]
-    plain = all(isinstance(p, nn.Parameter) and p.dim() == 3 and p.is_floating_point() for p in parameters)
-    if not plain:
-        return ExpertForm()
+    if not all(isinstance(p, nn.Parameter) and p.dim() == 3 and p.is_floating_point() for p in parameters):
+        return hidden
     count, width, read = module.down_proj.shape if module.is_transposed else module.down_proj.mT.shape
     scores = getattr(router, "weight", None)
-    if scores is not None and scores.shape[-1] != read:
-        return ExpertForm()
-    return ExpertForm(count, width, module.has_gate)
+    return hidden if scores is not None and scores.shape[-1] != read else ExpertForm(count, width, module.has_gate)
 
 
 def _names(module: Any) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 from .architectures import Architecture
@@ -31,7 +32,7 @@ USUAL_NAMES: dict[str, Sequence[str]] = {
 def described(hf_model: Any, architecture: Architecture) -> dict[str, Any]:
     """Fields of a HookedTransformerConfig that say what a model is made of."""
     hf = hf_model.config.get_text_config(decoder=True)
-    given = {field: getattr(hf, attribute) for field, attribute in architecture.config.items()}
+    given = {field: attrgetter(attribute)(hf) for field, attribute in architecture.config.items()}
     fields = {field: value for field, value in given.items() if value is not None}
     fields |= {name: value for name in USUAL_NAMES if name not in fields and (value := usual(hf, name)) is not None}
     fields |= _sizes(hf_model, hf, architecture, fields)
@@ -84,7 +85,7 @@ def _sizes(hf_model: Any, hf: Any, architecture: Architecture, fields: dict[str,
         if block.mlp_out is not None:
             found["d_mlp"] = matrix(hf_model.get_submodule(architecture.in_layer(layer, "mlp_out"))).shape[0]
             break
-        if block.expert_form.count:
+        if block.expert_form.shown:
             found["d_mlp"] = block.expert_form.width
     attending = [layer for layer, block in enumerate(architecture.blocks) if block.attn is not None]
     found["d_head"] = getattr(hf, "head_dim", None) or d_model // found["n_heads"]

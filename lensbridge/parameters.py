@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import Architecture
+from .architectures.record import Factor
 from .experts import Experts
 
 ATTENTION = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
@@ -53,9 +54,9 @@ def is_centred(norm: nn.Module, architecture: Architecture) -> bool:
     return isinstance(norm, nn.LayerNorm) or architecture.norm == "LN"
 
 
-def factor_of(module: nn.Module, path: str | None, power: float = 1.0) -> Any:
+def factor_of(module: nn.Module, path: Factor | None, power: float = 1.0) -> Any:
     """The factor in the attribute at ``path`` below a module, to a power; None if there is no path, or it is 1."""
-    factor = None if path is None else attrgetter(path)(module)
+    factor = None if path is None else path(module) if callable(path) else attrgetter(path)(module)
     factor = factor if power == 1 or factor is None else factor**power
     return None if isinstance(factor, (int, float)) and factor == 1 else factor
 
@@ -311,7 +312,7 @@ class Parameters:
             self._norm(out, "ln", arch.in_layer(layer, "ln2"))
         if block.ln2_post is not None:
             self._norm(out, "post", arch.in_layer(layer, "ln2_post"))
-        if block.expert_form.count and block.router is not None:
+        if block.expert_form.shown and block.router is not None:
             router = self.module(arch.in_layer(layer, "router"))
             self._affine(out, "W_gate", {w: v for w in WORDS if (v := getattr(router, w, None)) is not None})
         if block.mlp_out is None or block.mlp_in is None:

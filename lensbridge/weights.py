@@ -120,7 +120,7 @@ class WeightViews:
         out = self._names_of("embed", 0)
         for layer in range(self.cfg.n_layers):
             block = self._names_of("attn", layer) | self._names_of("mlp", layer)
-            for expert in range(self.architecture.blocks[layer].expert_form.count):
+            for expert in range(self.architecture.blocks[layer].expert_form.shown):
                 block |= self._names_of(f"expert {expert}", layer)
             # TransformerLens' blocks have their norms before attention and MLP.
             out |= {name: at for name, at in block.items() if at[2].startswith(("ln.", "post."))} | block

@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 import pytest
+import torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from lensbridge.architectures import BY_CLASS, architecture_of

@@ -27,6 +27,8 @@ class Softmax:
     #: that transposes the keys.
     queries: str | None = None
     keys: str | None = None
+    #: Whether the largest score of each row has been taken from the row before.
+    shifted: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ has, so a record says what the presence of a module changes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any, Literal
 
 from ..errors import UnsupportedModelError
@@ -18,6 +19,10 @@ from .forms import PARTS as PARTS
 from .forms import Layout as Layout
 from .forms import Refusal as Refusal
 from .forms import Softmax as Softmax
+
+
+#: A factor: the path of the attribute that holds it, below a layer; or what makes it of the layer.
+Factor = str | Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -96,15 +101,19 @@ class Block:
     mlp_also: str | None = None
     #: An attribute that holds a factor between that output and what is added; and one for the module called before, if
     #: that has another.
-    attn_factor: str | None = None
-    mlp_factor: str | None = None
+    attn_factor: Factor | None = None
+    mlp_factor: Factor | None = None
     attn_also_factor: str | None = None
+    #: A factor on the stream that attention's or the MLP's output is added to.
+    attn_residual: Factor | None = None
+    mlp_residual: Factor | None = None
     #: Attributes that hold a factor between ``ln1`` and attention, and between what a role's module returns and what
     #: its point is (``k``, ``gate``, ``mlp_out``).
     attn_in_factor: str | None = None
     factors: Mapping[str, str] = field(default_factory=dict)
-    #: Whether batch and position are one axis from the norm before the MLP to the MLP's output.
+    #: Whether batch and position are one axis from the norm before the MLP to the MLP's output, or in that output only.
     flat_mlp: bool = False
+    flat_mlp_out: bool = False
     #: Whether batch and head are one axis in scores and pattern.
     flat_heads: bool = False
     #: Whether attention and MLP read the same residual stream, and are added together.
@@ -149,8 +158,8 @@ class Block:
             "neuron norm": self.neuron_norm is not None,
             "gate": self.mlp_out is not None and (self.gate_up or self.gate is not None),
             "experts": self.experts is not None,
-            "expert neurons": self.expert_form.count > 0,
-            "expert gates": self.expert_form.count > 0 and self.expert_form.gated,
+            "expert neurons": self.expert_form.shown > 0,
+            "expert gates": self.expert_form.shown > 0 and self.expert_form.gated,
         }
         return frozenset(name for name, there in found.items() if there)
 
@@ -281,6 +290,8 @@ class Architecture:
     kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     #: HF config attribute that lists something for each layer -> entry of the list -> what it changes in a layer.
     by_layer: Mapping[str, Mapping[Any, Mapping[str, Any]]] = field(default_factory=dict)
+    #: Attribute of a layer, by its path below it -> its value -> what that changes in the layer.
+    by_attribute: Mapping[str, Mapping[Any, Mapping[str, Any]]] = field(default_factory=dict)
     #: What the model does with what its head returns before these are logits: a factor, or a cap (no linear map).
     after_unembed: Literal["factor", "cap"] | None = None
     #: The formula of the norms that are no torch.nn.LayerNorm.
@@ -354,12 +365,14 @@ class Architecture:
         return changes
 
     def block_of(self, layer: Any) -> Block:
-        """What a layer is made of, by its modules."""
+        """What a layer is made of, by its modules and their attributes."""
         there = {path for named in (layer.named_modules(), layer.named_parameters()) for path, _ in named}
         changes = dict[str, Any]()
         for path, change in {**LLAMA_KINDS, **self.kinds}.items():
             if path in there:
                 changes |= change
+        for path, of_value in self.by_attribute.items():
+            changes |= of_value.get(attrgetter(path)(layer), {})
         block = replace(self.block, **changes) if changes else self.block
         if block.experts is None:
             return block
@@ -369,7 +382,7 @@ class Architecture:
     def within(self, model_type: str, hf_class: str, path: str = "model.language_model") -> Architecture:
         """The record of a model of several modalities, which has a model of this family at ``path`` and a head."""
         moved = {name: getattr(self, name) for name in ("embed", "layers", "ln_final", "embed_norm", "embed_factor")}
-        paths = {name: value.replace("model.", f"{path}.", 1) for name, value in moved.items() if value is not None}
+        paths = {name: value.replace("model.", f"{path}.", 1) for name, value in moved.items() if isinstance(value, str)}
         return replace(self, model_type=model_type, hf_class=hf_class, **paths)
 
     @property
@@ -432,7 +445,7 @@ class Architecture:
 
     @property
     def n_experts(self) -> int:
-        """How many experts a layer has whose neurons can be shown."""
+        """How many experts a layer with experts has."""
         return max((block.expert_form.count for block in self.blocks), default=0)
 
     @property

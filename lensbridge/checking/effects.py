@@ -153,8 +153,9 @@ def _only(subject: Subject, findings: Findings, check: str, layer: int, letter: 
         return value
 
     after = subject.look([(point, turn)])
-    # With a sink, what was taken from a row of scores is added again.
-    rounding = 0 if block.sinks is None else ROUNDING * look[scores][look[scores].isfinite()].abs().max()
+    # What was taken from a row of scores is added again.
+    exact = block.sinks is None and not block.softmax.shifted
+    rounding = 0 if exact else ROUNDING * look[scores][look[scores].isfinite()].abs().max()
     changed = ((after[scores] - look[scores]).abs() > rounding) & look[scores].isfinite()
     where = torch.zeros_like(changed)
     # A norm over all heads takes one head's change to the others.

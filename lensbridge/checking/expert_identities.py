@@ -38,6 +38,7 @@ class Mixture:
         self.weights, self.indices = (f"{self.prefix}.hook_expert_{name}" for name in ("weights", "indices"))
         self.module = subject.hf.get_submodule(subject.architecture.in_layer(layer, "experts"))
         self.experts = Experts(self.module)
+        self.form = self.block.expert_form
 
     # --- HuggingFace's modules ----------------------------------------------------------------------------------------
 
@@ -73,7 +74,7 @@ class Mixture:
 
     def written(self, look: Look) -> Tensor:
         """What HuggingFace's MLP makes of the choice that is shown, and of the neurons."""
-        if self.experts.form.count:
+        if self.form.shown:
             return self._run(look, after=lambda module, args, output: self._total(look).view(output.shape))
 
         def choose(module: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -130,7 +131,7 @@ class Mixture:
         """HuggingFace's function of gate and linear part."""
 
         def value(look: Look) -> Tensor:
-            gate = look[self.point(expert, "gate")] if self.experts.form.gated else None
+            gate = look[self.point(expert, "gate")] if self.form.gated else None
             return self.experts.activations(gate, look[self.point(expert, "pre")])
 
         return value
@@ -139,7 +140,7 @@ class Mixture:
         """The experts' weighted sum, from their neurons."""
         x = self.read(look).flatten(0, 1)
         total = torch.zeros_like(x)
-        for expert in range(self.experts.form.count):
+        for expert in range(self.form.shown):
             if self.point(expert, "post") not in look:
                 continue
             token, weights = self._sent(look, expert)
@@ -161,8 +162,8 @@ def expert_identities(mixture: Mixture) -> Iterator[tuple]:
     else:
         yield mixture.weights, "HuggingFace's, by expert", mixture.spread
         yield mixture.indices, "HuggingFace's choice", lambda look: mixture.chosen(look).indices
-    for expert in range(mixture.experts.form.count):
-        parts = {"gate": "W_gate", "pre": "W_in"} if mixture.experts.form.gated else {"pre": "W_in"}
+    for expert in range(mixture.form.shown):
+        parts = {"gate": "W_gate", "pre": "W_in"} if mixture.form.gated else {"pre": "W_in"}
         points = [mixture.point(expert, part) for part in parts]
         for point, name in zip(points, parts.values(), strict=True):
             yield point, f"n @ {name}, of the tokens sent there", mixture.projected(expert, name)

@@ -8,7 +8,7 @@ edit is computed from it; only the identity of the edited point itself is then b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -108,8 +108,9 @@ def _positions(look: Look) -> Tensor:
     return weight[:length].expand(rows, -1, -1)
 
 
-def _total(names: list[str]) -> Callable[[Look], Tensor]:
-    return lambda look: sum((look[name] for name in names[1:]), look[names[0]])
+def _total(names: list[str], factor: Any = None) -> Callable[[Look], Tensor]:
+    """The sum of points, with a factor on the first."""
+    return lambda look: sum((look[name] for name in names[1:]), look[names[0]] * (1 if factor is None else factor))
 
 
 def _stream(subject: Subject, layer: int) -> Iterator[tuple]:
@@ -120,7 +121,7 @@ def _stream(subject: Subject, layer: int) -> Iterator[tuple]:
     )
     last, terms = pre, [name for name in (attn, mlp) if subject.has(name)]
     if subject.has(mid):
-        yield mid, "resid_pre + attn_out", _total([pre, attn]), (attn,)
+        yield mid, "resid_pre + attn_out", _total([pre, attn], subject.factor(layer, "attn_residual")), (attn,)
         last, terms = mid, [mlp]
     if block.post_norm:
         first, second, copy = f"{prefix}.ln1", f"{prefix}.ln2", f"{prefix}.hook_mlp_in"
@@ -131,7 +132,7 @@ def _stream(subject: Subject, layer: int) -> Iterator[tuple]:
         yield post, "ln2's output", lambda look: look.normed(second)
     elif block.extra is None:
         equation = " + ".join(name.rsplit("hook_", 1)[-1] for name in (last, *terms))
-        yield post, equation, _total([last, *terms]), tuple(terms)
+        yield post, equation, _total([last, *terms], subject.factor(layer, "mlp_residual")), tuple(terms)
     after = f"blocks.{layer + 1}.hook_resid_pre"
     if layer + 1 < subject.n_layers:
         yield after, f"{post.rsplit('hook_', 1)[-1]} of the layer before", lambda look: look[post], (post,)

@@ -43,7 +43,7 @@ def mlp_identities(subject: Subject, layer: int) -> Iterator[tuple]:
     if block.experts is not None:
         mixture = Mixture(subject, layer, read)
         yield from expert_identities(mixture)
-        posts = [mixture.point(expert, "post") for expert in range(mixture.experts.form.count)]
+        posts = [mixture.point(expert, "post") for expert in range(mixture.form.shown)]
         verifies = (mixture.weights, mixture.indices, *posts)
         yield from _output(subject, layer, mixture.written, "the experts' sum in HuggingFace's MLP", verifies)
         return

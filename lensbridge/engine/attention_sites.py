@@ -234,17 +234,18 @@ class ScoresSite(Site):
 
     Args:
         form: how the scores lie in what the softmax is given.
+        shifted: the attention that has taken a constant from each row, if there is one that has.
     """
 
-    def __init__(self, layer: int, place: AnyPlace, form: SquareForm) -> None:
+    def __init__(self, layer: int, place: AnyPlace, form: SquareForm, shifted: str | None = None) -> None:
         self.layer = layer
         self.names = (f"blocks.{layer}.attn.hook_attn_scores",)
         self.place = place
         self.form = form
+        self.shifted = shifted
 
     def visit(self, run: Run) -> None:
-        raw = run.read(self.place)
-        value = self.form.masked(self.form.scores(raw, run))
+        raw, value = self._read(run)
         value, changed = run.fire(self.names[0], value, live=False)
         if changed:
             if self.form.behind:
@@ -253,11 +254,17 @@ class ScoresSite(Site):
             run.edited_scores.add(self.layer)
 
     def record(self, run: Run) -> None:
-        raw = run.read(self.place)
-        if self.form.plain:
-            run.keep_later(self.names[0], raw, self.form.masked)
+        if self.form.plain and self.shifted is None:
+            run.keep_later(self.names[0], run.read(self.place), self.form.masked)
         else:
-            run.keep(self.names[0], self.form.masked(self.form.scores(raw, run)))
+            run.keep(self.names[0], self._read(run)[1])
+
+    def _read(self, run: Run) -> tuple[Tensor, Tensor]:
+        # What attention is called with comes first.
+        own = None if self.shifted is None else self.form.own_scores(run.view, self.shifted)
+        raw = run.read(self.place)
+        value = self.form.scores(raw, run)
+        return raw, self.form.masked(value if own is None else self.form.unshifted(value, own))
 
 
 class PatternSite(Site):

@@ -93,7 +93,6 @@ class _BlockLayout:
         self.block = architecture.blocks[layer]
         self.layer = layer
         self.norms = norms
-        self.n_experts = cfg.num_experts
         self.prefix = f"blocks.{layer}"
         self.root = architecture.layer(layer)
         self.start = Place(*architecture.entrance(layer))
@@ -140,7 +139,8 @@ class _BlockLayout:
         path = self.block.branches[part == "mlp"]
         if path is None:
             return []
-        name, flat = f"{self.prefix}.hook_{part}_out", part == "mlp" and self.block.flat_mlp
+        flat = part == "mlp" and (self.block.flat_mlp or self.block.flat_mlp_out)
+        name = f"{self.prefix}.hook_{part}_out"
         factor, also = (getattr(self.block, f"{part}_{what}") for what in ("factor", "also"))
         bias = self.block.o_bias if part == "attn" else None
 
@@ -215,14 +215,17 @@ class _BlockLayout:
             return []
         name, norm = f"{self.prefix}.attn.{role}", self.norms[self.path(role)]
         if block.qk_norm_over == "head":
-            return [HeadNormSite(name, norm, block.qk_norm_heads_first)]
+            # One module may norm queries first, and then keys.
+            call = int(letter == "k" and block.q_norm == block.k_norm)
+            return [HeadNormSite(name, norm, block.qk_norm_heads_first, call)]
         return [NormSite(name, norm)]
 
     def heads(self) -> list[Site]:
         """Scores, pattern, z and what the heads write."""
         block, layer = self.block, self.layer
         form = SquareForm(self.root, block.softmax.mask, block.sinks, block.flat_heads, block.sinks_behind)
-        scores = ScoresSite(layer, self.square("input"), form)
+        shifted = self.path("attn") if block.softmax.shifted and block.sinks is None else None
+        scores = ScoresSite(layer, self.square("input"), form, shifted)
         pattern = (SharedPatternSite if form.behind else PatternSite)(layer, self.square("output"), scores)
         sites: list[Site] = [scores, pattern]
         upstream = (*scores.names, *pattern.names)
@@ -271,9 +274,8 @@ class _BlockLayout:
         if block.experts is None:
             return []
         path, form = self.path("experts"), block.expert_form
-        count = form.count or self.n_experts
-        choice = ScoredSite(prefix, self.path("router")) if block.weighs_all else ChosenSite(prefix, path, count)
-        return [choice, *([NeuronsSite(prefix, path, form, block.weighs_all)] if form.count else [])]
+        choice = ScoredSite(prefix, self.path("router")) if block.weighs_all else ChosenSite(prefix, path, form.count)
+        return [choice, *([NeuronsSite(prefix, path, form, block.weighs_all)] if form.shown else [])]
 
     def neurons(self) -> list[Site]:
         """The MLP's activations."""

@@ -183,8 +183,8 @@ class ReaderSite(Site):
 class HeadNormSite(NormSite):
     """A norm over each head, whose points TransformerLens shows with batch, position and head in one axis."""
 
-    def __init__(self, prefix: str, norm: Norm, heads_first: bool) -> None:
-        super().__init__(prefix, norm)
+    def __init__(self, prefix: str, norm: Norm, heads_first: bool, call: int = 0) -> None:
+        super().__init__(prefix, norm, call=call)
         self.heads_first = heads_first
 
     def visit(self, run: Run) -> None:

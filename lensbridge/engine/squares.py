@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..parameters import factor_of
+from .places import View
 from .sites import Run
 
 
@@ -82,6 +83,21 @@ class SquareForm:
         """What the sinks leave of each row of the pattern, ``[batch, head, query, 1]``."""
         total = torch.logsumexp(scores, dim=-1, keepdim=True)
         return torch.sigmoid((total - self._sink(run)).float()).to(scores.dtype)
+
+    @staticmethod
+    def own_scores(view: View, attention: str) -> Tensor:
+        """What each query scores its own position with, ``[batch, head, query]``, from what attention is called with."""
+        args, kwargs = view.operations[attention].around.inputs
+        query, key = args[1], args[2][:, :, -args[1].shape[2] :]
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        return (query * key).sum(-1) * kwargs["scaling"]
+
+    @staticmethod
+    def unshifted(x: Tensor, own: Tensor) -> Tensor:
+        """Scores from which a constant has been taken in each row, with that constant again; masked rows as they are."""
+        diagonal = x.diagonal(x.shape[-1] - x.shape[-2], -2, -1)
+        shift = torch.where(diagonal < torch.finfo(x.dtype).min / 2, torch.zeros_like(own), own - diagonal)
+        return x + shift.unsqueeze(-1)
 
     def _sink(self, run: Run) -> Tensor:
         sinks = factor_of(run.view.module(self.layer), self.sinks)
