@@ -8,7 +8,6 @@ from operator import attrgetter
 from typing import Any
 
 import pytest
-import torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from lensbridge.architectures import BY_CLASS, architecture_of
@@ -91,7 +90,12 @@ def test_every_role_is_where_the_record_says(record: Architecture) -> None:
             assert hasattr(attrgetter(owner)(module) if owner else module, name), attribute
     conditions = [each.partition("=")[0].split(".")[0] for each in (*record.variants, *record.refused)]
     attributes = (*record.config.values(), *record.by_layer, *conditions)
-    assert all(hasattr(hf.config.get_text_config(decoder=True), attribute) for attribute in attributes)
+    for of_layer in map(hf.get_submodule, map(bound.layer, range(len(bound.blocks)))):
+        for path in record.by_attribute:
+            attrgetter(path)(of_layer)
+    config = hf.config.get_text_config(decoder=True)
+    for attribute in attributes:
+        attrgetter(attribute)(config)
 
 
 def test_roles_that_there_are_none_of() -> None:

@@ -1,7 +1,7 @@
 """Mixtures of experts with Llama's attention, or close to it.
 
-- Llama's block but for the experts: Qwen 2 and 3 (2024, 2025), dots.llm1 (2025), ERNIE 4.5 (2025), GLM-4.5 (2025), Hy 3,
-  MiniMax M2, Mellum, Solar Open, Aria (Li et al. 2024), HunYuan; Phi-3.5 (Abdin et al. 2024) with LayerNorms
+- Llama's block but for the experts: Qwen 2 and 3 (2024, 2025), dots.llm1 (2025), ERNIE 4.5 (2025), GLM-4.5 (2025),
+  Hy 3, MiniMax M2, Mellum, Solar Open, Aria (Li et al. 2024), HunYuan; Phi-3.5 (Abdin et al. 2024) with LayerNorms
 - FlexOlmo (Shi et al. 2025): OLMo 2's norms
 - local attention with rotation and global attention without in turn: EXAONE, Flint (with sinks), Kolibri (with norms of
   what attention and MLP add), Command with experts (attention and MLP read one norm)
@@ -9,7 +9,8 @@
 - MiMo V2 (2026): values are smaller than keys and scaled; local layers have sinks, and other numbers of heads
 - MiniMax M3: an index chooses the blocks of keys that are attended to
 - Llama 4 (2025): rotated queries and keys are normed; in layers without rotation, queries grow with their position
-- JetMoe (Shen et al. 2024): experts for queries and for what the heads write; DBRX (2024): LayerNorms in attention's module
+- JetMoe (Shen et al. 2024): experts for queries and for what the heads write
+- DBRX (2024): LayerNorms, in the module around attention's; queries, keys and values are clipped
 """
 
 from dataclasses import replace
@@ -120,16 +121,14 @@ LLAMA4 = Architecture(
     ),
     kinds={
         "self_attn.qk_norm": {"q_norm": "self_attn.qk_norm", "k_norm": "self_attn.qk_norm", "qk_norm_rotated": True},
-        "feed_forward.experts": dict.fromkeys(("gate", "mlp_in", "mlp_out")) | {"flat_mlp_out": True},
+        "feed_forward.experts": {"gate": None, "mlp_in": None, "mlp_out": None, "flat_mlp_out": True},
     },
     constants={"rotary_adjacent_pairs": True},
 )
 JETMOE = Architecture(
     model_type="jetmoe",
     hf_class="JetMoeForCausalLM",
-    block=Block(
-        attn="self_attention", q=None, k=None, v=None, o=None, **dict.fromkeys(("gate", "mlp_in", "mlp_out"))
-    ),
+    block=Block(attn="self_attention", q=None, k=None, v=None, o=None, gate=None, mlp_in=None, mlp_out=None),
 )
 DBRX = Architecture(
     model_type="dbrx",

@@ -20,7 +20,6 @@ from .forms import Layout as Layout
 from .forms import Refusal as Refusal
 from .forms import Softmax as Softmax
 
-
 #: A factor: the path of the attribute that holds it, below a layer; or what makes it of the layer.
 Factor = str | Callable[[Any], Any]
 
@@ -382,7 +381,7 @@ class Architecture:
     def within(self, model_type: str, hf_class: str, path: str = "model.language_model") -> Architecture:
         """The record of a model of several modalities, which has a model of this family at ``path`` and a head."""
         moved = {name: getattr(self, name) for name in ("embed", "layers", "ln_final", "embed_norm", "embed_factor")}
-        paths = {name: value.replace("model.", f"{path}.", 1) for name, value in moved.items() if isinstance(value, str)}
+        paths = {name: value.replace("model.", f"{path}.", 1) for name, value in moved.items() if value is not None}
         return replace(self, model_type=model_type, hf_class=hf_class, **paths)
 
     @property

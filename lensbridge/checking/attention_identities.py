@@ -211,11 +211,7 @@ def _output(subject: Subject, layer: int) -> Iterator[tuple]:
         yield result, "z @ W_O, by head" if block.z_norm is None else "norm(z) @ W_O, by head", by_head
     factor = subject.factor(layer, "attn_factor")
     times = " * factor" if factor is not None else ""
-    # What the heads write is known only where it is shown, if something unknown stands between it and z.
-    verifies = (result,) if unknown else (z,)
     norm = subject.norm_behind(layer, "attn")
-    if unknown and result not in subject.names:
-        return
     if norm is not None:
         yield from norm_identities(subject, norm, together, "sum(result) + b_O")
         behind = _scaled(lambda look: look.normed(norm), factor)

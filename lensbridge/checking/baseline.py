@@ -105,8 +105,8 @@ def check_against_modules(subject: Subject) -> list[Outcome]:
     for prefix in sorted(name.removesuffix(".hook_scale") for name in look.values if name.endswith(".hook_scale")):
         module = subject.model.mod_dict[prefix].path
         with findings.trying("norms' outputs", module):
-            twice = architecture.final_call if module == architecture.ln_final else 0
-            output = plain.output(module, twice if prefix == "ln_final" else 0, 1 + twice)
+            call, calls = _call(subject, prefix, module)
+            output = plain.output(module, call, calls)
             value = look.normed(prefix)
             if _heads_first(subject, prefix):
                 output = output.transpose(1, 2)
@@ -123,6 +123,18 @@ def _same_stream(findings: Findings, check: str, look: Look, name: str, expected
         findings.same(check, look[name], expected, name)
     else:
         findings.absent(check, reason)
+
+
+def _call(subject: Subject, prefix: str, module: str) -> tuple[int, int]:
+    """Which call of its module a norm is, and how many there are: one may norm several things in turn."""
+    architecture = subject.architecture
+    if module == architecture.ln_final:
+        return (architecture.final_call if prefix == "ln_final" else 0), 1 + architecture.final_call
+    if prefix.endswith(("q_norm", "k_norm")):
+        block = subject.block(int(prefix.split(".")[1]))
+        if block.q_norm == block.k_norm:
+            return int(prefix.endswith("k_norm")), 2
+    return 0, 1
 
 
 def _heads_first(subject: Subject, prefix: str) -> bool:

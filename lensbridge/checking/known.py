@@ -17,6 +17,13 @@ COUNTS_PADDING: Known = {
 COUNTS_FROM_ZERO: Known = {
     "generation": {"greedy": "HuggingFace's generate counts positions from 0, its forward from behind the padding row"}
 }
+INDEXED: Known = {
+    "padding": {"left, row by row": "HuggingFace's index cuts keys into blocks from the row's start, padding included"}
+}
+GROWING: Known = {
+    "padding": {"left, row by row": "unrotated queries grow with their place in HuggingFace's row, padding included"}
+}
+CLAMPED = {"blocks.{l}.mlp.hook_post": "its dense layers, too, clamp gate and linear part, and add one to that"}
 MAPPED = {"embed.ln.*": "the token embedding is mapped together with two others before the sum"}
 PROMPT = {"hook_embed": "the model embeds a prompt of its own before the text"}
 #: Where the model does not look at the attention mask, or looks at positions of the padded text.
@@ -42,6 +49,8 @@ KNOWN: dict[str, Known] = {
     **dict.fromkeys(("camembert", "data2vec-text", "roberta", "xlm-roberta"), COUNTS_FROM_ZERO),
     **dict.fromkeys(("roberta-prelayernorm", "xlm-roberta-xl"), COUNTS_FROM_ZERO),
     "roc_bert": {"identities": MAPPED, "identities, processed": MAPPED},
+    **dict.fromkeys(("llama4", "llama4_text", "llama4_text@interleaved"), GROWING),
+    "minimax_m3_vl_text": {**INDEXED, "identities": CLAMPED, "identities, processed": CLAMPED},
     "cpmant": {
         "identities": PROMPT,
         "identities, processed": PROMPT,

@@ -86,7 +86,7 @@ class SquareForm:
 
     @staticmethod
     def own_scores(view: View, attention: str) -> Tensor:
-        """What each query scores its own position with, ``[batch, head, query]``, from what attention is called with."""
+        """What each query scores its own position with, ``[batch, head, query]``, by what attention is called with."""
         args, kwargs = view.operations[attention].around.inputs
         query, key = args[1], args[2][:, :, -args[1].shape[2] :]
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
@@ -94,7 +94,7 @@ class SquareForm:
 
     @staticmethod
     def unshifted(x: Tensor, own: Tensor) -> Tensor:
-        """Scores from which a constant has been taken in each row, with that constant again; masked rows as they are."""
+        """Scores from which a constant has been taken in each row, with it again; padding's rows stay as they are."""
         diagonal = x.diagonal(x.shape[-1] - x.shape[-2], -2, -1)
         shift = torch.where(diagonal < torch.finfo(x.dtype).min / 2, torch.zeros_like(own), own - diagonal)
         return x + shift.unsqueeze(-1)
