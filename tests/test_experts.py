@@ -40,10 +40,10 @@ def test_what_a_module_does_not_declare_is_not_shown() -> None:
     module = tiny_family("mixtral").model.layers[0].mlp.experts
     assert form_of(module) == ExpertForm(4, 96, True)
     del module.is_transposed
-    assert form_of(module) == ExpertForm() and form_of(torch.nn.Linear(2, 3)) == ExpertForm()
+    assert form_of(module) == ExpertForm(4) and form_of(torch.nn.Linear(2, 3)) == ExpertForm()
     other = tiny_family("mixtral").model.layers[0].mlp.experts
     other.gate_up_proj = torch.nn.Parameter(other.gate_up_proj.detach().to(torch.int8), requires_grad=False)
-    assert form_of(other) == ExpertForm()
+    assert form_of(other) == ExpertForm(4) and form_of(other).shown == 0
 
 
 def test_an_edit_of_one_expert_changes_what_it_writes_and_nothing_else(lens: Any) -> None:
