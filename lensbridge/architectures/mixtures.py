@@ -9,7 +9,8 @@
 - MiMo V2 (2026): values are smaller than keys and scaled; local layers have sinks, and other numbers of heads
 - MiniMax M3: an index chooses the blocks of keys that are attended to
 - Llama 4 (2025): rotated queries and keys are normed; in layers without rotation, queries grow with their position
-- JetMoe (Shen et al. 2024): experts for queries and for what heads write; DBRX (2024): LayerNorms in attention's module
+- JetMoe (Shen et al. 2024): experts for queries and for what the heads write
+- DBRX (2024): LayerNorms, in the module around attention's; queries, keys and values are clipped
 """
 
 from dataclasses import replace
