@@ -27,9 +27,8 @@ NORMALIZED = "(x - mean x) / scale"
 #: The features of GPT-2, around its layers and in each of them: what a row ``needs`` is one of these or of another's.
 GPT2_FEATURES = frozenset({"learned positions", "final norm"})
 GPT2_LAYER = frozenset(
-    "attention, queries, heads out, attention branch, norms before, norm before MLP, sequential, MLP, neurons".split(
-        ", "
-    )
+    "attention, projections, queries, keys, values, heads out, attention branch, norms before, norm before MLP, "
+    "sequential, MLP, neurons".split(", ")
 )
 #: feature -> why the points that need it do not exist where it is absent.
 ABSENT = {
