@@ -72,5 +72,7 @@ GEMMA4 = replace(
     },
 )
 GEMMA4_MULTIMODAL = GEMMA4.within("gemma4", "Gemma4ForConditionalGeneration")
-GEMMA4_UNIFIED = replace(GEMMA4, model_type="gemma4_unified_text", hf_class="Gemma4UnifiedForCausalLM", variants={})
+GEMMA4_UNIFIED = replace(
+    GEMMA4, model_type="gemma4_unified_text", hf_class="Gemma4UnifiedForCausalLM", variants={}, refused={}
+)
 GEMMA4_UNIFIED_MULTIMODAL = GEMMA4_UNIFIED.within("gemma4_unified", "Gemma4UnifiedForConditionalGeneration")
