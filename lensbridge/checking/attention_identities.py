@@ -151,7 +151,8 @@ def _heads(subject: Subject, layer: int) -> Iterator[tuple]:
         value = products(look, layer) + position_bias(look.subject, layer)
         return value.masked_fill(look.subject.look()[scores].isneginf(), -torch.inf)
 
-    yield scores, "q . k / attn_scale, -inf where masked", masked, rotated
+    if rotated or subject.has(f"{prefix}.hook_q"):
+        yield scores, "q . k / attn_scale, -inf where masked", masked, rotated
 
     def softmax(look: Look) -> Tensor:
         value = torch.softmax(look[scores].float(), dim=-1)
@@ -201,7 +202,7 @@ def _output(subject: Subject, layer: int) -> Iterator[tuple]:
         bias = look.weight(f"{prefix}.attn.b_O")
         return total if bias is None else total + bias
 
-    if "heads out" not in block.features or f"{prefix}.attn.W_O" not in subject.weight_names:
+    if "heads out" not in block.features or f"{prefix}.attn.W_O" not in subject.weight_names or not subject.has(z):
         return
     if not unknown:
         yield result, "z @ W_O, by head" if block.z_norm is None else "norm(z) @ W_O, by head", by_head

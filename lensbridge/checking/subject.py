@@ -211,7 +211,13 @@ class Subject:
     @cached_property
     def positions(self) -> int:
         """How many positions the layers run on: some models put some of their own before a text."""
-        return self.plain.input(self.architecture.layer(0)).shape[1]
+        first = self.architecture.layer(0)
+        return self.batch_first(first, self.plain.input(first)).shape[1]
+
+    def batch_first(self, path: str, value: Tensor) -> Tensor:
+        """A module's value as points show it, where positions come before the batch."""
+        turned = self.architecture.positions_first
+        return value.transpose(0, 1) if turned is not None and path.startswith(f"{turned}.") else value
 
     def run(self, hooks: Hooks = (), tokens: Tensor | None = None, **arguments: Any) -> Tensor:
         """Logits of a run with these hooks."""
