@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .engine import Request
 from .engine.kv import empty_cache
+from .errors import EMBEDDINGS_ALONE, UnsupportedModelError
 from .generation_cache import GenerationRecording
 from .hook_points import HookPoint
 from .inputs import refuse_too_long, span_of
@@ -167,6 +168,10 @@ class Decoding:
     def __init__(
         self, model: Any, prompt: Prompt, use_past_kv_cache: bool, recording: GenerationRecording | None = None
     ) -> None:
+        if model.interior.no_text is not None:
+            raise UnsupportedModelError(f"no text can be generated with this model: {model.interior.no_text}")
+        if prompt.tokens is None and model.interior.adds_more_than_embeddings:
+            raise UnsupportedModelError(EMBEDDINGS_ALONE)
         self.model = model
         self.prompt = prompt
         self.recording = recording
@@ -175,7 +180,7 @@ class Decoding:
         #: Prompt and new tokens, or new tokens only where the prompt is embeddings.
         self.text = prompt.tokens if prompt.tokens is not None else _no_tokens(prompt)
         self._mask = prompt.mask
-        self._past = empty_cache(model.hf_model) if use_past_kv_cache else None
+        self._past = empty_cache(model.hf_model) if use_past_kv_cache and model.interior.key_value_cache != "none" else None
         self._span = span_of(model.cfg.n_layers, None, None, "logits")
         parameters = inspect.signature(model.hf_model.forward).parameters
         self._can_keep_last = "logits_to_keep" in parameters
@@ -228,7 +233,7 @@ class Decoding:
 
     def _request(self, inputs: dict[str, Any], past: int, listeners: Mapping[str, nn.Module]) -> Request:
         if past or self.prompt.embeds is None:
-            new_only = past and not self.model.interior.reads_whole_text
+            new_only = past and self.model.interior.key_value_cache == "new tokens"
             inputs["input_ids"] = self.text[:, -1:] if new_only else self.text
             return Request(inputs, self._span)
         residual = self._shown("hook_embed", self.embeds(), listeners)

@@ -52,6 +52,12 @@ class UnsupportedModelError(LensbridgeError, ValueError):
     """The model, or an option on it, has no exact translation; the message says which part."""
 
 
+EMBEDDINGS_ALONE = (
+    "in this model more goes into the residual stream than embeddings of tokens and positions, so it cannot be put "
+    "together from these. What comes of all of it is hook_resid_pre of the first layer: run with stop_at_layer=0"
+)
+
+
 class ModelNotFoundError(LensbridgeError, OSError, ValueError):
     """A model name or path leads to no checkpoint; the message says where it was looked for."""
 

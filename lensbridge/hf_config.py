@@ -62,7 +62,8 @@ def usual(hf: Any, name: str) -> Any:
         value = of_all_layers(hf, attribute)
         # Some configs give one value for each layer.
         value = value[0] if isinstance(value, list | tuple) and value else value
-        if isinstance(value, (str, int, float)):
+        # A context of -1 has no end.
+        if isinstance(value, str) or (isinstance(value, (int, float)) and value >= 0):
             return value
     return None
 

@@ -89,9 +89,10 @@ def prepare(
         tokens = as_batch(input).to(device)
         inputs, residual, positions = {"input_ids": tokens}, None, None
         past = past_length(past_kv_cache, tokens.shape[0], model.cfg)
-        if past_kv_cache is not None and model.interior.reads_whole_text:
+        if past_kv_cache is not None and model.interior.key_value_cache != "new tokens":
             raise UnsupportedModelError(
-                "past_kv_cache cannot be used with this model: it has to be given the whole text. generate() does so"
+                "past_kv_cache cannot be used with this model: HuggingFace gives it the whole text at each step, as "
+                "generate() does here"
             )
         if _needs_mask(model, attention_mask, past_kv_cache):
             attention_mask = _mask_for(model, tokens, prepend_bos, attention_mask)

@@ -81,9 +81,19 @@ class Interior:
         return first_position(self.hf_model, self.architecture) if self.architecture.pos_after_padding else 0
 
     @property
-    def reads_whole_text(self) -> bool:
-        """Whether the HF model is given the whole text where it has a key-value cache, instead of what is new."""
-        return self.architecture.reads_whole_text
+    def no_text(self) -> str | None:
+        """Why no text can be written by asking for one token after the other; None if it can."""
+        return self.architecture.no_text
+
+    @property
+    def adds_more_than_embeddings(self) -> bool:
+        """Whether more goes into the stream before the first layer than the embeddings of tokens and positions."""
+        return not self.architecture.reads_embedding_only
+
+    @property
+    def key_value_cache(self) -> str:
+        """What the HF model is given with a key-value cache ("new tokens", "whole text"), or "none" if it has none."""
+        return self.architecture.key_value_cache
 
     # --- processing ---------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from .architectures import Architecture
 from .assembly import assembled, tokenizer_for
 from .cache import TransformerLensKeyValueCache
 from .config import HookedTransformerConfig
-from .errors import DisabledPointError, UnsupportedModelError
+from .errors import EMBEDDINGS_ALONE, DisabledPointError, UnsupportedModelError
 from .generation import GenerationMethods
 from .hook_points import HookPoint
 from .hooked_root_module import HookedRootModule
@@ -484,6 +484,8 @@ class HookedTransformer(
         """(residual stream before block 0, positional embedding of a shortformer or None) for token embeddings; the
         stream alone if told so. Rotary and ALiBi models have no positions in it.
         """
+        if self.interior.adds_more_than_embeddings:
+            raise UnsupportedModelError(EMBEDDINGS_ALONE)
         residual, kind = embed, self.cfg.positional_embedding_type
         positions: Any = None
         if kind in ("standard", "shortformer"):

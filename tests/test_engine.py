@@ -165,7 +165,9 @@ def test_the_order_of_places_is_measured(
 def test_measuring_leaves_the_model_and_the_random_state_alone(hf: Any) -> None:
     hf.train()
     state = torch.random.get_rng_state()
-    order, overwritten = measure(hf, ["transformer.h.0.attn", "transformer.h.1.attn"])
+    attentions = ["transformer.h.0.attn", "transformer.h.1.attn"]
+    order, overwritten = measure(hf, attentions, {"input_ids": torch.zeros(1, 2).long()})
+    assert not overwritten
     assert torch.equal(torch.random.get_rng_state(), state)
     assert hf.training and not any(module._forward_hooks or module._forward_pre_hooks for module in hf.modules())
     inside = ["transformer.h.0.attn"] * 3

@@ -8,7 +8,9 @@ Without an encoder's states there is no cross-attention, and a layer is self-att
 - Marian (Junczys-Dowmunt et al. 2018): no norm of the embeddings
 - mBART (Liu et al. 2020): BART with norms before attention and MLP, and one at the end
 - BlenderBot (Roller et al. 2021), Pegasus (Zhang et al. 2020), BigBird-Pegasus (Zaheer et al. 2020), Whisper (Radford
-  et al. 2023), MusicGen (Copet et al. 2023): the same without a norm of the embeddings; MusicGen's positions are sines
+  et al. 2023): the same without a norm of the embeddings
+- MusicGen (Copet et al. 2023): likewise, with sines for positions; its rows of tokens are codebooks, several of which
+  make one text, and whose embeddings and heads are those of the first
 - BioGPT (Luo et al. 2022), XGLM (Lin et al. 2022): made without encoder; XGLM makes one axis of batch and head
 """
 
@@ -118,6 +120,26 @@ BIOGPT = replace(
     layers="biogpt.layers",
     ln_final="biogpt.layer_norm",
     unembed="output_projection",
+)
+MUSICGEN = replace(
+    BLENDERBOT,
+    model_type="musicgen",
+    hf_class="MusicgenForCausalLM",
+    also=("musicgen_decoder",),
+    embed="model.decoder.embed_tokens.0",
+    embed_scale=None,
+    pos_embed=None,
+    embed_extra="the embeddings of the other codebooks are added, and sines and cosines of the position",
+    unembed="lm_heads.0",
+    after_unembed="stack",
+    rows="num_codebooks",
+    no_text="its codebooks are written with a delay from one to the next",
+)
+MUSICGEN_MELODY = replace(
+    MUSICGEN,
+    model_type="musicgen_melody",
+    hf_class="MusicgenMelodyForCausalLM",
+    also=("musicgen_melody_decoder",),
 )
 XGLM = replace(
     BLENDERBOT,

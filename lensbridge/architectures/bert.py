@@ -11,6 +11,7 @@ lets every position attend to every other.
 - RoFormer (Su et al. 2021): rotary positions
 - RoBERTa (Liu et al. 2019), CamemBERT (Martin et al. 2020), XLM-RoBERTa (Conneau et al. 2020), data2vec (Baevski et al.
   2022): positions are counted from the row behind the padding token's
+- X-MOD (Pfeiffer et al. 2022): an adapter of the language between the MLP and the norm behind it
 - RoBERTa-PreLayerNorm (Ott et al. 2019), XLM-RoBERTa-XL (Goyal et al. 2021), Megatron-BERT (Shoeybi et al. 2019): norms
   before attention and MLP, and at the end
 """
@@ -158,6 +159,14 @@ DATA2VEC_TEXT = beneath(
     pos_after_padding=True,
     head="lm_head",
     unembed="lm_head.decoder",
+)
+
+XMOD = replace(
+    ROBERTA,
+    model_type="xmod",
+    hf_class="XmodForCausalLM",
+    block=replace(POST_NORM, extra="what an adapter of the language makes of it"),
+    variants={"pre_norm": {"post_norm": False, "ln_final": "roberta.encoder.LayerNorm"}},
 )
 
 MEGATRON_BERT = replace(

@@ -18,7 +18,7 @@ CPM_ANT = Architecture(
     ln_final="cpmant.encoder.output_layernorm",
     # The positions of the prompt are left out before it.
     head="lm_head",
-    reads_whole_text=True,
+    key_value_cache="whole text",
     block=Block(
         ln1="self_att.layernorm_before_attention",
         attn="self_att.self_attention",

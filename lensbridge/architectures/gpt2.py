@@ -5,6 +5,7 @@
 - output head tied to the token embedding (or not), without bias
 - BigCode's models (SantaCoder and StarCoder, Li et al. 2023): one key and value for all queries, or one next to each
 - CTRL (Keskar et al. 2019): separate projections; the embedding times sqrt(d_model); sines of the position are added
+- GPT (Radford et al. 2018): norms behind attention and MLP, none at the end; no key-value cache
 - MPT (MosaicML 2023): LayerNorms without bias; positions by ALiBi (Press et al. 2022); the MLP adds to the stream
 """
 
@@ -78,6 +79,21 @@ CTRL = replace(
     config={},
     constants={"act_fn": "relu"},
     variants={},
+    refused={},
+)
+GPT = replace(
+    GPT2,
+    model_type="openai-gpt",
+    hf_class="OpenAIGPTLMHeadModel",
+    also=(),
+    embed="transformer.tokens_embed",
+    pos_embed="transformer.positions_embed",
+    ln_final=None,
+    key_value_cache="none",
+    # What is called gelu there is GPT-2's.
+    config={"act_fn": "afn"},
+    block=replace(GPT2.block, post_norm=True, softmax=Softmax(call="self__attn", mask=-1e4)),
+    variants={"afn=gelu": {"config": {}, "constants": {"act_fn": "gelu_new"}}},
     refused={},
 )
 MPT = Architecture(

@@ -97,6 +97,8 @@ class Block:
     #: ``ln2_post`` or ``mlp``.
     attn_branch: str | None = None
     mlp_branch: str | None = None
+    #: Which call of that module it is, counted from 0.
+    attn_branch_call: int = 0
     #: A module that is called before them and whose output is added to theirs.
     attn_also: str | None = None
     mlp_also: str | None = None
@@ -112,6 +114,10 @@ class Block:
     #: its point is (``k``, ``gate``, ``mlp_out``).
     attn_in_factor: str | None = None
     factors: Mapping[str, str] = field(default_factory=dict)
+    #: An attribute that holds a factor on what ``ln1`` and ``ln2`` return, where the branches are added to that instead
+    #: of to the stream.
+    attn_skip: str | None = None
+    mlp_skip: str | None = None
     #: Whether batch and position are one axis from the norm before the MLP to the MLP's output, or in that output only.
     flat_mlp: bool = False
     flat_mlp_out: bool = False
@@ -298,8 +304,16 @@ class Architecture:
     unembed: str = "lm_head"
     #: An attribute, by its path from the root, that the final norm's output is divided by before the head.
     unembed_divisor: str | None = None
-    #: Whether the model is given the whole text where it has a key-value cache, instead of what is new.
-    reads_whole_text: bool = False
+    #: Whether the last layer returns several streams that are unembedded, one after the other; the first gives logits.
+    several_unembedded: bool = False
+    #: HF config attribute with how many rows of tokens make one text.
+    rows: str | None = None
+    #: Below this module, positions come before the batch.
+    positions_first: str | None = None
+    #: Why no text can be written by asking for one token after the other, in words.
+    no_text: str | None = None
+    #: What the model is given with a key-value cache; "none" where it has no such cache as transformers' usual one.
+    key_value_cache: Literal["new tokens", "whole text", "none"] = "new tokens"
     #: Those of these fields whose modules some models of the family do without.
     optional: tuple[str, ...] = ()
     #: What a layer is made of, and what it changes that a module or parameter (by its path below the layer) is there.
@@ -309,8 +323,9 @@ class Architecture:
     by_layer: Mapping[str, Mapping[Any, Mapping[str, Any]]] = field(default_factory=dict)
     #: Attribute of a layer, by its path below it -> its value -> what that changes in the layer.
     by_attribute: Mapping[str, Mapping[Any, Mapping[str, Any]]] = field(default_factory=dict)
-    #: What the model does with what its head returns before these are logits: a factor, or a cap (no linear map).
-    after_unembed: Literal["factor", "cap"] | None = None
+    #: What the model does with what its head returns before these are logits: a factor, a cap (no linear map), or it
+    #: stacks them with what its other heads return.
+    after_unembed: Literal["factor", "cap", "stack"] | None = None
     #: The formula of the norms that are no torch.nn.LayerNorm.
     norm: Literal["LN", "RMS"] = "RMS"
     #: The norms' epsilon, where it is written in their code instead of an attribute.
@@ -439,6 +454,8 @@ class Architecture:
 
     def entrance(self, index: int) -> tuple[str, Literal["input", "output"]]:
         """The path of a module whose input or output is the residual stream before a layer, or behind the last one."""
+        if index >= len(self.blocks) and self.several_unembedded:
+            return self.layer(len(self.blocks) - 1), "output"
         if index >= len(self.blocks):
             return self.behind_layers, "input"
         enters = self.blocks[index].enters

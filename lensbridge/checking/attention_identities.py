@@ -159,7 +159,8 @@ def _heads(subject: Subject, layer: int) -> Iterator[tuple]:
         masks = look if subject.chooses_keys else subject.look()
         return value.masked_fill(masks[scores].isneginf(), -torch.inf)
 
-    yield scores, "q . k / attn_scale, -inf where masked", masked, rotated
+    if rotated or subject.has(f"{prefix}.hook_q"):
+        yield scores, "q . k / attn_scale, -inf where masked", masked, rotated
 
     def softmax(look: Look) -> Tensor:
         value = torch.softmax(look[scores].float(), dim=-1)
@@ -206,7 +207,7 @@ def _output(subject: Subject, layer: int) -> Iterator[tuple]:
         bias = look.weight(f"{prefix}.attn.b_O")
         return total if bias is None else total + bias
 
-    if "heads out" not in block.features or f"{prefix}.attn.W_O" not in subject.weight_names:
+    if "heads out" not in block.features or f"{prefix}.attn.W_O" not in subject.weight_names or not subject.has(z):
         return
     if unknown and result not in subject.names:
         # What the heads write is not a function of z alone.

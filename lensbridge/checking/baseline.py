@@ -119,24 +119,26 @@ def check_against_modules(subject: Subject) -> list[Outcome]:
         with findings.trying(check, path):
             entrance, side = architecture.entrance(layer)
             given = plain.input(entrance) if side == "input" else plain.output(entrance)
+            given = subject.batch_first(entrance, given)
             _same_stream(findings, check, look, f"{prefix}.hook_resid_pre", given)
         check = "resid_post is the layer's output"
         with findings.trying(check, path):
             last = f"{prefix}.hook_normalized_resid_post"
             name = last if last in look else f"{prefix}.hook_resid_post"
-            _same_stream(findings, check, look, name, plain.output(path))
+            _same_stream(findings, check, look, name, subject.batch_first(path, plain.output(path)))
     for prefix in sorted(name.removesuffix(".hook_scale") for name in look.values if name.endswith(".hook_scale")):
         module = subject.model.mod_dict[prefix].path
         with findings.trying("norms' outputs", module):
             call, calls = _call(subject, prefix, module)
             output = plain.output(module, call, calls)
-            value = look.normed(prefix)
+            value, output = look.normed(prefix), subject.batch_first(module, output)
             if _heads_first(subject, prefix):
                 output = output.transpose(1, 2)
             findings.compare("norms' outputs", value.reshape(output.shape).to(output.dtype), output, module)
     with findings.trying("unembed.hook_out is the head's output"):
-        value = look["unembed.hook_out"]
-        findings.same("unembed.hook_out is the head's output", value, plain.output(architecture.unembed))
+        value, output = look["unembed.hook_out"], plain.output(architecture.unembed)
+        output = output[:, 0] if architecture.several_unembedded else output
+        findings.same("unembed.hook_out is the head's output", value, output)
     return findings.outcomes()
 
 

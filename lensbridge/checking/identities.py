@@ -16,7 +16,7 @@ from torch import Tensor
 from .attention_identities import attention_identities
 from .mlp_identities import mlp_identities
 from .norm_identities import norm_identities
-from .subject import Look, Subject
+from .subject import LENGTH, Look, Subject
 
 
 class Identity(NamedTuple):
@@ -120,7 +120,9 @@ def _stream(subject: Subject, layer: int) -> Iterator[tuple]:
         f"{prefix}.hook_{name}" for name in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
     )
     last, terms = pre, [name for name in (attn, mlp) if subject.has(name)]
-    if subject.has(mid):
+    if block.attn_skip is not None:
+        yield from _normed_skips(subject, layer)
+    elif subject.has(mid):
         yield mid, "resid_pre + attn_out", _total([pre, attn], subject.factor(layer, "attn_residual")), (attn,)
         last, terms = mid, [mlp]
     if block.post_norm:
@@ -129,13 +131,31 @@ def _stream(subject: Subject, layer: int) -> Iterator[tuple]:
         yield post, "ln1's output + mlp_out", lambda look: look.normed(first) + look[mlp], (mlp,)
         yield from norm_identities(subject, second, lambda look: look[f"{prefix}.hook_resid_post"], "resid_post")
         post = f"{prefix}.hook_normalized_resid_post"
-        yield post, "ln2's output", lambda look: look.normed(second)
-    elif block.extra is None:
+        if block.extra is None:
+            yield post, "ln2's output", lambda look: look.normed(second)
+    elif block.extra is None and block.mlp_skip is None:
         equation = " + ".join(name.rsplit("hook_", 1)[-1] for name in (last, *terms))
         yield post, equation, _total([last, *terms], subject.factor(layer, "mlp_residual")), tuple(terms)
     after = f"blocks.{layer + 1}.hook_resid_pre"
     if layer + 1 < subject.n_layers:
         yield after, f"{post.rsplit('hook_', 1)[-1]} of the layer before", lambda look: look[post], (post,)
+
+
+def _normed_skips(subject: Subject, layer: int) -> Iterator[tuple]:
+    """A stream that attention and MLP are added to behind their norms."""
+    prefix = f"blocks.{layer}"
+    rows = (("attn", "ln1", "resid_pre", "resid_mid"), ("mlp", "ln2", "resid_mid", "resid_post"))
+    for part, name, before, after in rows:
+        norm, factor = f"{prefix}.{name}", subject.factor(layer, f"{part}_skip")
+
+        def value(look: Look, norm: str = norm, factor: Any = factor, before: str = before, part: str = part) -> Tensor:
+            x, scale = subject.norm(norm).split(look[f"{prefix}.hook_{before}"])
+            gain = subject.model.interior.weights.parameters.gain(subject.norm(norm).path)
+            skip = (x / scale) * gain.detach()
+            return skip * (1 if factor is None else factor) + look[f"{prefix}.hook_{part}_out"]
+
+        equation = f"{name} of {before} * factor + {part}_out"
+        yield f"{prefix}.hook_{after}", equation, value, (f"{prefix}.hook_{part}_out",)
 
 
 def _after(subject: Subject) -> Iterator[tuple]:
@@ -144,9 +164,9 @@ def _after(subject: Subject) -> Iterator[tuple]:
     read, equation = last + normed, f"the last {normed}"
 
     def given(look: Look) -> Tensor:
-        # Positions that come before the text are left out.
-        value = look.normed("ln_final") if subject.has("ln_final.hook_scale") else look[read]
-        return value[:, -subject.tokens.shape[1] :]
+        value, length = look.normed("ln_final") if subject.has("ln_final.hook_scale") else look[read], LENGTH
+        # Positions that come before the text are left out; or it is the first of several streams behind the text's.
+        return value[:, length : 2 * length] if subject.architecture.several_unembedded else value[:, -length:]
 
     if subject.has("ln_final.hook_scale"):
         final, path = read, subject.architecture.ln_final
@@ -160,10 +180,10 @@ def _after(subject: Subject) -> Iterator[tuple]:
     # Where there is neither, several streams are mixed before the unembedding.
     if subject.has("ln_final.hook_scale") or subject.has(read):
         if subject.architecture.head is None:
-            yield "unembed.hook_in", equation, given
+            yield "unembed.hook_in", equation, given, (read,)
         else:
             head = f"the head's transform of {equation}"
-            yield "unembed.hook_in", head, lambda look: subject.transformed(given(look))
+            yield "unembed.hook_in", head, lambda look: subject.transformed(given(look)), (read,)
 
     def logits(look: Look) -> Tensor:
         weight, bias = look.weight("unembed.W_U"), look.weight("unembed.b_U")

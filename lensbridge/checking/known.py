@@ -25,6 +25,9 @@ GROWING: Known = {
 }
 CLAMPED = {"blocks.{l}.mlp.hook_post": "its dense layers, too, clamp gate and linear part, and add one to that"}
 MAPPED = {"embed.ln.*": "the token embedding is mapped together with two others before the sum"}
+#: ProphetNet's streams of predictions are put behind the text's before they are normed.
+PUT_TOGETHER = {"embed.ln.*": "the streams that predict are normed with the text's, behind it"}
+NORMED_TWICE = {"norms' outputs": "the norm behind the MLP is called before the adapter, too, and shown there"}
 PROMPT = {"hook_embed": "the model embeds a prompt of its own before the text"}
 #: Where the model does not look at the attention mask, or looks at positions of the padded text.
 PADDING_COUNTS = {"padding": {"left, row by row": "HuggingFace's model lets padding on the left take part"}}
@@ -43,7 +46,7 @@ KNOWN: dict[str, Known] = {
         }
     },
     **dict.fromkeys(("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "mbart"), COUNTS_PADDING),
-    **dict.fromkeys(("mvp", "plbart", "trocr"), COUNTS_PADDING),
+    **dict.fromkeys(("mvp", "musicgen", "musicgen_melody", "plbart", "trocr"), COUNTS_PADDING),
     **dict.fromkeys(("marian", "pegasus"), {**COUNTS_PADDING, **FIXED_POSITIONS}),
     "xglm": FIXED_POSITIONS,
     **dict.fromkeys(("camembert", "data2vec-text", "roberta", "xlm-roberta"), COUNTS_FROM_ZERO),
@@ -51,6 +54,20 @@ KNOWN: dict[str, Known] = {
     "roc_bert": {"identities": MAPPED, "identities, processed": MAPPED},
     **dict.fromkeys(("llama4", "llama4_text", "llama4_text@interleaved"), GROWING),
     "minimax_m3_vl_text": {**INDEXED, "identities": CLAMPED, "identities, processed": CLAMPED},
+    "xmod": {"HuggingFace's values": NORMED_TWICE, **COUNTS_FROM_ZERO},
+    "xmod@pre_norm": {
+        "HuggingFace's values": NORMED_TWICE,
+        "effects": {"adding to hook_mlp_out is adding to hook_resid_post": "the adapter reads the sum"},
+        **COUNTS_FROM_ZERO,
+    },
+    "xlnet": {
+        "effects": {"patterns are causal and sum to 1": "without a permutation mask, positions attend to later ones"}
+    },
+    "prophetnet": {
+        "identities": PUT_TOGETHER,
+        "identities, processed": PUT_TOGETHER,
+        "padding": {"*, row by row": "HuggingFace's positions, and its masks of what predicts, count padding"},
+    },
     "cpmant": {
         "identities": PROMPT,
         "identities, processed": PROMPT,

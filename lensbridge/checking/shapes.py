@@ -35,6 +35,9 @@ def _size(subject: Subject, name: str, axis: str) -> int | None:
     cfg, (batch, length) = subject.model.cfg, subject.tokens.shape
     if not name.startswith("unembed."):
         length = subject.positions
+    if name.startswith("hook_"):
+        embed = subject.architecture.embed
+        length = subject.batch_first(embed, subject.plain.output(embed)).shape[1]
     sizes = {
         "batch": batch,
         "pos": length,

@@ -250,7 +250,13 @@ class Subject:
         """How many positions the layers run on: some models put some of their own before a text."""
         if not self.has("blocks.0.hook_resid_pre"):
             return self.tokens.shape[1]
-        return self.plain.input(self.architecture.layer(0)).shape[1]
+        first = self.architecture.layer(0)
+        return self.batch_first(first, self.plain.input(first)).shape[1]
+
+    def batch_first(self, path: str, value: Tensor) -> Tensor:
+        """A module's value as points show it, where positions come before the batch."""
+        turned = self.architecture.positions_first
+        return value.transpose(0, 1) if turned is not None and path.startswith(f"{turned}.") else value
 
     def run(self, hooks: Hooks = (), tokens: Tensor | None = None, **arguments: Any) -> Tensor:
         """Logits of a run with these hooks."""

@@ -49,6 +49,9 @@ def check_generation(subject: Subject) -> list[Outcome]:
     """Greedy generation with a key-value cache and a hook that looks on."""
     findings = Findings("generation", subject.known)
     check, tokens = "greedy", subject.tokens
+    if subject.architecture.no_text is not None:
+        findings.absent(check, subject.architecture.no_text)
+        return findings.outcomes()
     with findings.trying(check), torch.no_grad():
         expected = subject.hf.generate(
             tokens,
@@ -75,6 +78,9 @@ def check_generation(subject: Subject) -> list[Outcome]:
             fwd_hooks=[(last if subject.has(last) else "hook_embed", look)],
         )
         findings.say(check, torch.equal(found, expected), f"{found.tolist()} instead of {expected.tolist()}")
-        lengths = [subject.positions, *[1] * (NEW_TOKENS - 1)]
+        streams = subject.positions // LENGTH if subject.architecture.several_unembedded else 1
+        lengths = [subject.positions, *[streams] * (NEW_TOKENS - 1)]
+        if subject.architecture.key_value_cache == "none":
+            lengths = [subject.positions + new for new in range(NEW_TOKENS)]
         findings.say(check, seen == lengths, f"the hook saw {seen} positions instead of {lengths}")
     return findings.outcomes()

@@ -23,7 +23,17 @@ from .attention_sites import (
 )
 from .expert_sites import ChosenSite, NeuronsSite, ScoredSite
 from .norm_sites import CopySite, HeadNormSite, Norm, NormSite, ReaderSite, UnembedInSite
-from .places import AnyPlace, ArgumentPlace, FactorPlace, Place, ResultPlace, RotatedPlace, Side, SoftmaxPlace
+from .places import (
+    AnyPlace,
+    ArgumentPlace,
+    FactorPlace,
+    FirstPlace,
+    Place,
+    ResultPlace,
+    RotatedPlace,
+    Side,
+    SoftmaxPlace,
+)
 from .sites import (
     BranchSite,
     GateUpSite,
@@ -72,9 +82,10 @@ def _behind(architecture: Architecture, norms: Mapping[str, Norm]) -> list[Site]
     after: list[Site] = []
     if norm is not None:
         after.append(NormSite("ln_final", norm, final=norm.folds, call=architecture.final_call))
-    into = _scaled(Place(architecture.project_out or head, "input"), "", architecture.unembed_divisor)
+    first = FirstPlace if architecture.several_unembedded else Place
+    into = _scaled(first(architecture.project_out or head, "input"), "", architecture.unembed_divisor)
     after.append(UnembedInSite("unembed.hook_in", into, read))
-    return [*after, UnembedOutSite("unembed.hook_out", Place(head, "output"))]
+    return [*after, UnembedOutSite("unembed.hook_out", first(head, "output"))]
 
 
 def _scaled(place: Place, owner: str, factor: str | None, bias: str | None = None, power: float = 1.0) -> Place:
@@ -142,10 +153,10 @@ class _BlockLayout:
         flat = part == "mlp" and (self.block.flat_mlp or self.block.flat_mlp_out)
         name = f"{self.prefix}.hook_{part}_out"
         factor, also = (getattr(self.block, f"{part}_{what}") for what in ("factor", "also"))
-        bias = self.block.o_bias if part == "attn" else None
+        bias, call = (self.block.o_bias, self.block.attn_branch_call) if part == "attn" else (None, 0)
 
         def place(path: str, factor: str | None) -> Place:
-            there = Place(self.architecture.below(self.layer, path), "output", flat)
+            there = Place(self.architecture.below(self.layer, path), "output", flat, call)
             return _scaled(there, self.root, factor, bias)
 
         if also is None:
@@ -181,7 +192,12 @@ class _BlockLayout:
         block, prefix = self.block, f"{self.prefix}.attn"
         before = self.there("ln1") and not block.post_norm
         if "queries" not in block.features:
-            sites: list[Site] = self.norm_sites("ln1", "ln1") if before else []
+            sites: list[Site] = self.norm_sites("ln1", "ln1") if before and block.attn_skip is None else []
+            if block.attn_skip is not None:
+                ln1 = NormSite(f"{self.prefix}.ln1", self.norms[self.path("ln1")], shared=True)
+                assert block.attn_branch is not None
+                read = Place(self.architecture.below(self.layer, block.attn_branch), "input")
+                sites = [ln1, ReaderSite(ln1, read)]
         else:
             norm = self.norms[self.path("ln1")] if before else None
             fused = block.qkv is not None
@@ -189,7 +205,7 @@ class _BlockLayout:
             # Where there are several streams, what the norm reads is none of them.
             several = self.architecture.why_refused(f"{self.prefix}.hook_resid_pre") is not None
             start = Place(norm.path, "input") if several and norm is not None else self.start
-            shared = block.ln1 == block.ln2 or self.there("attn_also")
+            shared = block.ln1 == block.ln2 or self.there("attn_also") or block.attn_skip is not None
             inputs = AttentionInputSite(self.layer, start, norm, "".join(roles), shared)
             places = [self.scaled(role) for role in roles]
             projections = zip(places, roles, strict=True)
@@ -263,11 +279,11 @@ class _BlockLayout:
         elif block.ln2 is None:
             sites.append(CopySite(f"{prefix}.hook_mlp_in", self.place("mlp", "input")))
         else:
-            shared = block.ln1 == block.ln2
+            shared = block.ln1 == block.ln2 or block.mlp_skip is not None
             norm = self.norms[self.path("ln2")]
             ln2 = NormSite(f"{prefix}.ln2", norm, reader=f"{prefix}.mlp.hook_in", shared=shared, flat=block.flat_mlp)
             copy = CopySite(f"{prefix}.hook_mlp_in", ln2.place, ln2 if shared else None)
-            sites += [copy, ln2, *([ReaderSite(ln2, copy, self.place("mlp", "input"))] if shared else [])]
+            sites += [copy, ln2, *([ReaderSite(ln2, self.place("mlp", "input"), copy)] if shared else [])]
         return [*sites, *(self.neurons() if block.mlp_out is not None else self.experts())]
 
     def experts(self) -> list[Site]:

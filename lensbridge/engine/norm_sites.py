@@ -169,10 +169,10 @@ class ReaderSite(Site):
 
     names = ()
 
-    def __init__(self, norm: NormSite, copy: CopySite, place: Place) -> None:
+    def __init__(self, norm: NormSite, place: Place, copy: CopySite | None = None) -> None:
         self.prefix = norm.prefix
         self.place = place
-        self.after_edits_of = (*copy.names, *norm.names)
+        self.after_edits_of = (*(() if copy is None else copy.names), *norm.names)
 
     def visit(self, run: Run) -> None:
         output = run.reader_inputs.pop(self.prefix, None)

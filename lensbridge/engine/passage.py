@@ -41,13 +41,13 @@ class _SoftmaxRecorder(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def measure(hf_model: nn.Module, attention_paths: list[str], inputs: Mapping[str, Any] | None = None) -> Passage:
+def measure(hf_model: nn.Module, attention_paths: list[str], inputs: Mapping[str, Any]) -> Passage:
     """What a forward pass comes by.
 
     The model must be using eager attention for the softmax to be seen. Random state and modes are left as they were.
 
     Args:
-        inputs: what to run the model on; two tokens if not given.
+        inputs: what to run the model on.
     """
     events: list[Where] = []
     seen: list[tuple[Where, Tensor, int]] = []
@@ -81,8 +81,6 @@ def measure(hf_model: nn.Module, attention_paths: list[str], inputs: Mapping[str
     try:
         quiet = torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=devices)
         with quiet[0], quiet[1], quiet[2], _SoftmaxRecorder(events, inside):
-            if inputs is None:
-                inputs = {"input_ids": torch.zeros(1, 2, dtype=torch.long, device=device), "use_cache": False}
             hf_model(**inputs)
     finally:
         for handle in handles:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MethodType
 from typing import Any, Literal
 
+import torch
 from nnsight import NNsight
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
@@ -39,7 +40,10 @@ class View:
         softmaxes: Mapping[str, Softmax] | None = None,
         wrap: Callable[[nn.Module], Any] = NNsight,
         required: bool = True,
+        positions_first: str | None = None,
     ) -> None:
+        #: Below this module, positions come before the batch.
+        self._positions_first = positions_first
         self._parts: dict[str, Any] = {}
         #: In a run, of modules on which another nnsight wrapper's handle was: (attributes, its handle, ours).
         self._foreign: list[tuple[dict[str, Any], Any, Any]] = []
@@ -68,6 +72,10 @@ class View:
             module = self.nnsight._module.get_submodule(path)
             part = self._parts[path] = self.nnsight.interleaver.envoys[id(module)]
         return part
+
+    def has_positions_first(self, path: str) -> bool:
+        """Whether tensors at a module have positions before the batch."""
+        return self._positions_first is not None and path.startswith(f"{self._positions_first}.")
 
     def module(self, path: str) -> nn.Module:
         """A module of the HF model itself."""
@@ -180,13 +188,14 @@ class Place:
         """The live tensor; waits until the forward pass gets here."""
         with _at_call(self.call):
             value = getattr(view[self.path], self.side)
-        return value[0] if isinstance(value, tuple | list) else value
+        value = value[0] if isinstance(value, tuple | list) else value
+        return value.transpose(0, 1) if view.has_positions_first(self.path) else value
 
     def write(self, view: View, value: Tensor) -> None:
         """Put ``value`` in the tensor's place for the rest of the forward pass."""
         envoy = view[self.path]
         # What a hook has rearranged or expanded has other strides, and HF's modules look at tensors with ``view``.
-        value = value.contiguous()
+        value = (value.transpose(0, 1) if view.has_positions_first(self.path) else value).contiguous()
         with _at_call(self.call):
             if self.side == "input":
                 envoy.input = value
@@ -217,10 +226,12 @@ class ArgumentPlace:
     argument: int
 
     def read(self, view: View) -> Tensor:
-        return view.operations[self.path].around.inputs[0][self.argument]
+        value = view.operations[self.path].around.inputs[0][self.argument]
+        return value.permute(1, 2, 0, 3) if view.has_positions_first(self.path) else value
 
     def write(self, view: View, value: Tensor) -> None:
         call = view.operations[self.path].around
+        value = value.permute(2, 0, 1, 3) if view.has_positions_first(self.path) else value
         args, kwargs = call.inputs
         call.inputs = ((*args[: self.argument], value, *args[self.argument + 1 :]), kwargs)
 
@@ -233,10 +244,12 @@ class ResultPlace:
 
     def read(self, view: View) -> Tensor:
         value = view.operations[self.path].around.output
-        return value[0] if isinstance(value, tuple) else value
+        value = value[0] if isinstance(value, tuple) else value
+        return value.transpose(0, 1) if view.has_positions_first(self.path) else value
 
     def write(self, view: View, value: Tensor) -> None:
         call = view.operations[self.path].around
+        value = value.transpose(0, 1) if view.has_positions_first(self.path) else value
         now = call.output
         call.output = (value, *now[1:]) if isinstance(now, tuple) else value
 
@@ -267,6 +280,17 @@ class FactorPlace(Place):
     def _terms(self, view: View) -> tuple[Any, Any]:
         owner = view.module(self.owner)
         return factor_of(owner, self.factor, self.power), factor_of(owner, self.bias)
+
+
+@dataclass(frozen=True)
+class FirstPlace(Place):
+    """The first of several tensors that are put together along an axis behind the batch."""
+
+    def read(self, view: View) -> Tensor:
+        return super().read(view)[:, 0]
+
+    def write(self, view: View, value: Tensor) -> None:
+        super().write(view, torch.cat([value.unsqueeze(1), super().read(view)[:, 1:]], dim=1))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ..errors import SourceNotFoundError, UnsupportedModelError
 from .layout import sites_of
 from .norm_sites import Norm, NormSite
 from .passage import Event, Passage, measure
-from .places import Place, View
+from .places import FirstPlace, Place, View
 from .plan import Listeners, Plan, Span, edits_of, make_plan, rank_of
 from .sites import Recording, Run, Site
 from .turns import Turns, in_turn, turn
@@ -162,8 +162,14 @@ class Engine:
         """What a forward pass comes by; the first use measures it."""
         if self._passage is None:
             with self.eager_attention():
-                self._passage = measure(self.hf_model, self._attention_paths())
+                self._passage = measure(self.hf_model, self._attention_paths(), self._two_tokens())
         return self._passage
+
+    def _two_tokens(self) -> dict[str, Any]:
+        """The shortest text on which everything happens."""
+        rows = 1 if self.architecture.rows is None else getattr(self.hf_model.config, self.architecture.rows)
+        device = next(self.hf_model.parameters()).device
+        return {"input_ids": torch.zeros(rows, 2, dtype=torch.long, device=device), "use_cache": False}
 
     @cached_property
     def comes_in_order(self) -> bool:
@@ -199,6 +205,8 @@ class Engine:
             # With attention alone HF's default stays: without a cache keys lie otherwise in memory, which can show in
             # the last bits.
             request.inputs.setdefault("use_cache", False)
+        if request.residual is not None:
+            self._stand_in(request)
         unseen = not listeners and recording is None and request.residual is None
         if unseen and (request.span.unembeds or not self._embedding_has_mean):
             return self._run_unseen(request)
@@ -217,6 +225,13 @@ class Engine:
     def _has_recurrences(self) -> bool:
         """Whether some layer has something else in attention's place."""
         return any(block.attn is None or block.attn_also is not None for block in self.architecture.blocks)
+
+    def _stand_in(self, request: Request) -> None:
+        """Where embeddings have another width than the stream, start from some: the residual comes in behind them."""
+        residual, given = request.residual, request.inputs.get("inputs_embeds")
+        width = self.hf_model.get_submodule(self.architecture.embed).weight.shape[1]
+        if residual is not None and given is residual and width != residual.shape[-1]:
+            request.inputs["inputs_embeds"] = residual.new_zeros(*residual.shape[:-1], width)
 
     @property
     def _embedding_has_mean(self) -> bool:
@@ -239,18 +254,20 @@ class Engine:
         place = Place(arch.unembed, "input") if norm else _entrance(arch, request.span.stop)
         handle = _Leave(place).register_on(self.hf_model.get_submodule(place.path))
         try:
-            self._outermost(needed=norm)(**request.inputs)
+            self._outermost(needed=place.path)(**request.inputs)
         except _Reached as reached:
-            return None if norm else Stream(self.basis.centres_stream).read(reached.value)
+            first = arch.positions_first is not None and place.path.startswith(f"{arch.positions_first}.")
+            value = reached.value.transpose(0, 1) if first else reached.value
+            return None if norm else Stream(self.basis.centres_stream).read(value)
         finally:
             handle.remove()
         raise AssertionError(f"the forward pass did not reach {place.path!r}")
 
-    def _outermost(self, needed: bool) -> Any:
-        """What to call for a run that ends early: what is around the stack of blocks does nothing before it."""
+    def _outermost(self, needed: str) -> Any:
+        """What to call for a run that ends at a module: what is around the stack of blocks does nothing before it."""
         model = self.hf_model
         watched = model._forward_pre_hooks or model._forward_hooks or "forward" in model.__dict__
-        return model if needed or watched else model.base_model
+        return model.base_model if needed.startswith(f"{model.base_model_prefix}.") and not watched else model
 
     def run_block(self, layer: int, residual: Tensor, listeners: Listeners, mask: Tensor | None = None) -> Tensor:
         """One block on the residual stream before it; returns the stream after it."""
@@ -296,7 +313,8 @@ class Engine:
         # A run inside another's hook finds that run's handles, which are none of the model's own forwards.
         if view is None or not (self._running or view.fits(plan.paths)):
             softmaxes = self._softmaxes() if plan.looks_inside else None
-            view = self._views[key] = View(self.hf_model, softmaxes, required=plan.needs_eager)
+            first = self.architecture.positions_first
+            view = self._views[key] = View(self.hf_model, softmaxes, required=plan.needs_eager, positions_first=first)
         with view.installed(plan.paths):
             self._running.append(view)
             try:
@@ -349,9 +367,9 @@ class _Leave:
         """Leave with the first argument."""
         self._leave(next(iter((*args, *kwargs.values()))))
 
-    def behind(self, module: nn.Module, args: tuple, output: Tensor) -> None:
-        """Leave with what the module returns."""
-        self._leave(output)
+    def behind(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """Leave with what the module returns, or the first of it."""
+        self._leave(output[0] if isinstance(output, tuple | list) else output)
 
     def _leave(self, value: Tensor) -> None:
         if self.calls == 0:
@@ -390,7 +408,8 @@ def _walk(view: View, architecture: Architecture, run: Run, plan: Plan, request:
         return run.basis.logits(view.nnsight.output.logits)
     if run.logits is not None:
         return run.logits
-    return run.basis.logits(Place(architecture.unembed, "output").read(view), ours=True)
+    logits = (FirstPlace if architecture.several_unembedded else Place)(architecture.unembed, "output").read(view)
+    return run.basis.logits(logits, ours=not architecture.several_unembedded)
 
 
 def _start_from(view: View, architecture: Architecture, run: Run, request: Request) -> None:

@@ -207,7 +207,9 @@ def root_envoy(engine: Engine, host: Host) -> RootEnvoy:
         key = (len(engine._running), "trace")
         view = engine._views.get(key)
         if view is None or not (engine._running or view.is_of(engine.hf_model)):
-            view = View(engine.hf_model, engine._softmaxes(), lambda hf_model: RootEnvoy(hf_model, host))
+            first = engine.architecture.positions_first
+            wrap = lambda hf_model: RootEnvoy(hf_model, host)  # noqa: E731
+            view = View(engine.hf_model, engine._softmaxes(), wrap, positions_first=first)
             view.nnsight.view_of = weakref.ref(view)
             engine._views[key] = view
         return view.nnsight

@@ -50,7 +50,9 @@ class NativeInterior:
 
     can_be_traced: ClassVar[bool] = False
     counts_from: ClassVar[int] = 0
-    reads_whole_text: ClassVar[bool] = False
+    key_value_cache: ClassVar[str] = "new tokens"
+    no_text: ClassVar[str | None] = None
+    adds_more_than_embeddings: ClassVar[bool] = False
 
     @classmethod
     def of(cls, hf_model: NativeForCausalLM) -> NativeInterior:

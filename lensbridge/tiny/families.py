@@ -198,6 +198,7 @@ VARIANTS: dict[str, Family] = {
     "qwen3_moe@dense_first": Family(base={"mlp_only_layers": [0]}),
     "stablelm@parallel": Family(base={"use_parallel_residual": True}),
     "stablelm@qk_layernorm": Family(base={"qk_layernorm": True}),
+    "xmod@pre_norm": Family(base={"default_language": "en_XX", "pre_norm": True}),
 }
 #: Families without a tiny model, and why.
 UNBUILDABLE: dict[str, str] = {
