@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .engine import Request
-from .engine.kv import empty_cache
 from .errors import EMBEDDINGS_ALONE, UnsupportedModelError
+from .engine.memory import Memory
 from .generation_cache import GenerationRecording
 from .hook_points import HookPoint
 from .inputs import refuse_too_long, span_of
@@ -180,7 +180,7 @@ class Decoding:
         #: Prompt and new tokens, or new tokens only where the prompt is embeddings.
         self.text = prompt.tokens if prompt.tokens is not None else _no_tokens(prompt)
         self._mask = prompt.mask
-        self._past = empty_cache(model.hf_model) if use_past_kv_cache and model.interior.key_value_cache != "none" else None
+        self._memory = Memory(model.hf_model, use_past_kv_cache and model.interior.key_value_cache != "none")
         self._span = span_of(model.cfg.n_layers, None, None, "logits")
         parameters = inspect.signature(model.hf_model.forward).parameters
         self._can_keep_last = "logits_to_keep" in parameters
@@ -211,20 +211,18 @@ class Decoding:
         Raises:
             IndexError: the text is longer than the context.
         """
-        past = self.length - 1 if self._past is not None and self.new else 0
-        inputs: dict[str, Any] = {"use_cache": self._past is not None}
-        if self._past is not None:
-            inputs["past_key_values"] = self._past
-        if self._mask is not None:
+        past = self.length - 1 if self._memory.name is not None and self.new else 0
+        inputs = self._memory.inputs()
+        if self._mask is not None and self._memory.sees_mask(past):
             counted = get_offset_position_ids(past, self._mask)
             inputs |= {"attention_mask": self._mask, "position_ids": counted + self.model.interior.counts_from}
             refuse_too_long(self.length, counted, self.model.cfg.n_ctx)
         else:
             if past and self._takes_positions:
                 # As HF's generate does: where layer 0 has no keys, the model may count from there and miss the past.
-                inputs["position_ids"] = torch.full((1, 1), past, device=self.text.device)
+                inputs["position_ids"] = torch.full((self.prompt.shape[0], 1), past, device=self.text.device)
             refuse_too_long(self.length, None, self.model.cfg.n_ctx)
-        with self.model._turn(), self._announced(past):
+        with self.model._turn(), self._announced(past), self._memory.kept():
             listeners = self.model._listeners()
             if self._only_last_logits_matter(listeners):
                 inputs["logits_to_keep"] = 1
