@@ -118,7 +118,9 @@ def _positions(trace: Trace, terms: list[Term], found: Findings) -> None:
         rows = trace.flow.tensor(lookups[-1].inputs[1]).flatten().cpu() if lookups else torch.empty(0)
         first = int(rows[0]) if len(rows) else 0
         if torch.equal(rows[:length], torch.arange(first, first + length)):
-            found.fields |= {"pos_embed": term.module, "pos_offset": first}
+            counted = trace.flow.depends(lookups[-1].inputs[1], {trace.recording.tokens})
+            found.fields |= {"pos_embed": term.module, "pos_after_padding": counted}
+            found.fields["pos_offset"] = 0 if counted else first
         elif len(rows) and not rows.any():
             found.fields["type_embed"] = term.module
         else:
@@ -149,6 +151,12 @@ def read_end(trace: Trace, last: Call) -> Findings:
     between = [call for call in trace.recording.calls if call.start >= last.end and trace.flow.same(call.output, reads)]
     between = [call for call in between if call.path not in trace.norms and call.path != head.path]
     own = [call for call in between if call.input is not None and not trace.flow.same(call.input, call.output)]
+    # Or the head is a module that ends with the projection.
+    later = [call for call in trace.recording.calls if last.end <= call.start <= head.start and head.end <= call.end]
+    if not trace.flow.same(reads, last.output):
+        ends = [last.output, *(norm.output for norm in trace.norm_inputs.get(trace.flow.root(last.output), ()))]
+        reads_end = [call for call in later if any(trace.flow.same(call.input, end) for end in ends)]
+        own += [call for call in reads_end if call.path != head.path]
     if own:
         found.fields["head"], reads = own[0].path, own[0].input
     assert reads is not None
