@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .engine import Request
-from .errors import EMBEDDINGS_ALONE, UnsupportedModelError
 from .engine.memory import Memory
+from .errors import EMBEDDINGS_ALONE, UnsupportedModelError
 from .generation_cache import GenerationRecording
 from .hook_points import HookPoint
 from .inputs import refuse_too_long, span_of

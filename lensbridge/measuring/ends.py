@@ -154,7 +154,9 @@ def read_end(trace: Trace, last: Call) -> Findings:
     # Or the head is a module that ends with the projection.
     later = [call for call in trace.recording.calls if last.end <= call.start <= head.start and head.end <= call.end]
     if not trace.flow.same(reads, last.output):
-        own += [call for call in later if call.path != head.path and trace.flow.same(call.input, last.output)]
+        ends = [last.output, *(norm.output for norm in trace.norm_inputs.get(trace.flow.root(last.output), ()))]
+        reads_end = [call for call in later if any(trace.flow.same(call.input, end) for end in ends)]
+        own += [call for call in reads_end if call.path != head.path]
     if own:
         found.fields["head"], reads = own[0].path, own[0].input
     assert reads is not None
