@@ -50,8 +50,8 @@ KINDS: dict[str, dict[str, Any]] = {
 #: Tokens in a row, and rows where there are gradients.
 LENGTH, ROWS = 15, 32
 NOTE = (
-    "Time as a multiple of TransformerLens 3.9.0's for the same task on the same two-layer model of a config; below 1 "
-    f"is faster. Tasks from the loss on take {ROWS} rows."
+    "Time as a multiple of TransformerLens 3.9.0's for the same task on the same two-layer model of a config;\n"
+    f"below 1 is faster. Tasks from the loss on take {ROWS} rows."
 )
 
 
