@@ -206,7 +206,7 @@ class Engine:
             # the last bits.
             request.inputs.setdefault("use_cache", False)
         if request.residual is not None:
-            self._stand_in(request)
+            self._stand_in(request, request.residual)
         unseen = not listeners and recording is None and request.residual is None
         if unseen and (request.span.unembeds or not self._embedding_has_mean):
             return self._run_unseen(request)
@@ -226,11 +226,11 @@ class Engine:
         """Whether some layer has something else in attention's place."""
         return any(block.attn is None or block.attn_also is not None for block in self.architecture.blocks)
 
-    def _stand_in(self, request: Request) -> None:
+    def _stand_in(self, request: Request, residual: Tensor) -> None:
         """Where embeddings have another width than the stream, start from some: the residual comes in behind them."""
-        residual, given = request.residual, request.inputs.get("inputs_embeds")
+        given = request.inputs.get("inputs_embeds")
         width = self.hf_model.get_submodule(self.architecture.embed).weight.shape[1]
-        if residual is not None and given is residual and width != residual.shape[-1]:
+        if given is residual and width != residual.shape[-1]:
             request.inputs["inputs_embeds"] = residual.new_zeros(*residual.shape[:-1], width)
 
     @property
