@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .architectures import Architecture
-from .architectures.record import Factor
+from .architectures.block import Factor
 from .experts import Experts
 
 ATTENTION = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")

@@ -17,7 +17,16 @@ from lensbridge.errors import UnsupportedModelError
 from lensbridge.tiny import FAMILIES, tiny_family
 
 #: The fields of a block that are paths of attributes that are no modules, and the one that is none.
-ATTRIBUTES = {"attn_factor", "mlp_factor", "attn_also_factor", "attn_in_factor", "sinks", "o_bias"}
+ATTRIBUTES = {
+    "attn_factor",
+    "mlp_factor",
+    "attn_also_factor",
+    "attn_in_factor",
+    "attn_skip",
+    "mlp_skip",
+    "sinks",
+    "o_bias",
+}
 WORDS = {"extra"}
 #: What is around the layers, as paths of modules.
 AROUND = (

