@@ -18,6 +18,8 @@ import transformers
 from transformer_lens import HookedTransformer as ReferenceTransformer
 from transformer_lens import loading_from_pretrained as reference_loading
 
+from compat_tests import qwen1
+
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 320}
 MLP = {"intermediate_size": 48}
 GROUPED = {"num_key_value_heads": 2}
@@ -123,14 +125,23 @@ FAMILIES = {
         "openai/gpt-oss-20b",
         GROUPED | EXPERTS | {"head_dim": 8, "sliding_window": 4},
     ),
+    "qwen": Family("QWenConfig", "QWenLMHeadModel", "Qwen/Qwen-1_8B"),
     "olmo3": Family("Olmo3Config", "Olmo3ForCausalLM", "allenai/Olmo-3-7B-Instruct", GROUPED | {"sliding_window": 4}),
 }
+#: What another test compares, as 3.9.0 has it in another form.
+APART = {
+    "gpt_bigcode": Family("GPTBigCodeConfig", "GPTBigCodeForCausalLM", "bigcode/santacoder"),
+}
+
+
+def _class(name: str) -> Any:
+    return getattr(transformers, name, None) or getattr(qwen1, name)
 
 
 def rough_model(family: Family, seed: int = 0) -> Any:
     """The HuggingFace model, the same for the same family."""
     torch.manual_seed(seed)
-    config_class = getattr(transformers, family.config_class)
+    config_class = _class(family.config_class)
     mlp = MLP if hasattr(config_class(), "intermediate_size") else {}
     options = {**SIZES, **mlp, **CONTEXT, "tie_word_embeddings": False, **family.options}
     config = config_class(**options, attn_implementation="eager")
@@ -141,7 +152,7 @@ def rough_model(family: Family, seed: int = 0) -> Any:
     config.architectures = [family.model_class]
     for name in family.left_for_reference:
         setattr(config, name, family.options[name])
-    model = getattr(transformers, family.model_class)(config).eval()
+    model = _class(family.model_class)(config).eval()
     generator = torch.Generator().manual_seed(seed + 1000)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -169,7 +180,8 @@ def _sizes(config: Any, fields: dict[str, Any]) -> dict[str, Any]:
         "n_ctx": config.max_position_embeddings,
         "d_vocab": config.vocab_size,
     }
-    if hasattr(config, "intermediate_size"):
+    # The first Qwen's config counts both halves of its MLPs.
+    if hasattr(config, "intermediate_size") and fields["d_mlp"] != config.intermediate_size // 2:
         found["d_mlp"] = config.intermediate_size
     groups = getattr(config, "num_key_value_heads", heads)
     found |= {"n_key_value_heads": groups} if groups != heads else {}
