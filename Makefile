@@ -42,8 +42,9 @@ docs: $(VENV)/.installed
 	$(BIN)/python docs/make_hook_points.py
 	$(BIN)/python docs/make_readme.py
 
-# The table of families: every check on every family, some minutes.
-families: $(VENV)/.installed
+# The table of families: every check on every family, some minutes; and how far each is from TransformerLens 3.9.0.
+families: $(VENV)/.installed-for-tests
+	$(BIN)/python docs/make_comparison.py
 	$(BIN)/python docs/make_families.py
 
 clean:
