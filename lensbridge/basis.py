@@ -195,6 +195,8 @@ class Stream:
         self.mean: Tensor | None = None
         #: The mean that an edit inside the current branch has given to the branch's output.
         self.branch_mean: Tensor | None = None
+        #: The same of a branch that is not added before the one beside it.
+        self._beside: Tensor | None = None
 
     def read(self, x: Tensor) -> Tensor:
         """HF's stream as TransformerLens' stream."""
@@ -220,8 +222,13 @@ class Stream:
         if self.centred:
             self.branch_mean = x.mean(-1, keepdim=True)
 
-    def add_branch(self) -> None:
-        """The current branch has been added to the stream."""
-        if self.branch_mean is not None:
-            self.mean = self.branch_mean if self.mean is None else self.mean + self.branch_mean
-            self.branch_mean = None
+    def add_branch(self, with_next: bool = False) -> None:
+        """The current branch has been added to the stream, or will be together with the next one."""
+        found, self.branch_mean = self.branch_mean, None
+        if with_next:
+            self._beside = found
+            return
+        for mean in (self._beside, found):
+            if mean is not None:
+                self.mean = mean if self.mean is None else self.mean + mean
+        self._beside = None

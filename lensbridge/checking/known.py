@@ -57,7 +57,6 @@ KNOWN: dict[str, Known] = {
     "xmod": {"HuggingFace's values": NORMED_TWICE, **COUNTS_FROM_ZERO},
     "xmod@pre_norm": {
         "HuggingFace's values": NORMED_TWICE,
-        "effects": {"adding to hook_mlp_out is adding to hook_resid_post": "the adapter reads the sum"},
         **COUNTS_FROM_ZERO,
     },
     "xlnet": {
@@ -77,6 +76,12 @@ KNOWN: dict[str, Known] = {
     "recurrent_gemma": {
         "padding": {"left, row by row": "HuggingFace's recurrence runs over the padding before a text, mask or no mask"}
     },
-    "rwkv": PADDING_COUNTS,
+    "rwkv": PADDING_COUNTS
+    | {
+        "generation": {
+            "greedy": "what HuggingFace's shift keeps of the last token has no axis of positions: with two texts, a step "
+            "runs at two positions"
+        }
+    },
     "xlstm": PADDING_COUNTS | {"bfloat16": {"no hooks": "HuggingFace's own forward fails in bfloat16"}},
 }

@@ -38,7 +38,9 @@ def mlp_identities(subject: Subject, layer: int) -> Iterator[tuple]:
         yield from norm_identities(subject, norm, source, stream.rsplit("hook_", 1)[-1])
 
     def read(look: Look) -> Tensor:
-        return subject.behind_norm(layer, "ln2", look.normed(norm)) if block.ln2 is not None else source(look)
+        if block.ln2 is None:
+            return source(look)
+        return subject.behind_norm(layer, "ln2", subject.reaching(norm, look.normed(norm)))
 
     if block.experts is not None:
         mixture = Mixture(subject, layer, read)

@@ -128,6 +128,15 @@ class Subject:
         """The engine's norm that TransformerLens calls ``prefix``."""
         return self.model.interior.engine.norms[self.model.mod_dict[prefix].path]
 
+    def reaching(self, prefix: str, normed: Tensor) -> Tensor:
+        """What readers get of a norm's output: not a mean that an edit has brought in, where they are centred.
+
+        TransformerLens centres all of them but the gate of a gated MLP.
+        """
+        norm, basis = self.norm(prefix), self.model.interior.basis
+        folded = norm.centred and norm.folds and basis.processing.fold_ln
+        return normed - normed.mean(-1, keepdim=True) if folded else normed
+
     def behind_norm(self, layer: int, role: str, normed: Tensor) -> Tensor:
         """What a norm's reader is given: what the norm returns, or what HuggingFace's gate around it makes of that."""
         path = getattr(self.block(layer), role)

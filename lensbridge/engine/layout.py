@@ -141,7 +141,7 @@ class _BlockLayout:
             *self.middle(),
             *self.mlp(),
             *around[1],
-            *self.branch("mlp"),
+            *self.branch("mlp", (f"{prefix}.attn.hook_result", f"{prefix}.hook_attn_out") if block.parallel else ()),
             *self.end(),
         ]
 
@@ -159,10 +159,11 @@ class _BlockLayout:
             there = Place(self.architecture.below(self.layer, path), "output", flat, call)
             return _scaled(there, self.root, factor, bias)
 
+        edits, beside = after_edits_of, part == "attn" and self.block.parallel and self.block.branches[1] is not None
         if also is None:
-            return [BranchSite(name, place(path, factor), after_edits_of)]
+            return [BranchSite(name, place(path, factor), edits, beside)]
         own = self.block.attn_also_factor if part == "attn" else None
-        return [PartSite(name, place(also, own or factor)), SumSite(name, place(path, factor), after_edits_of)]
+        return [PartSite(name, place(also, own or factor)), SumSite(name, place(path, factor), edits, beside)]
 
     def middle(self) -> list[Site]:
         """The stream between attention and MLP."""

@@ -294,12 +294,17 @@ class StreamSite(Site):
 
 
 class BranchSite(Site):
-    """Something that is added to the residual stream: embeddings, attn_out, mlp_out."""
+    """Something that is added to the residual stream: embeddings, attn_out, mlp_out.
 
-    def __init__(self, name: str, place: Place, after_edits_of: tuple[str, ...] = ()) -> None:
+    Args:
+        with_next: whether it is added together with the branch that comes next.
+    """
+
+    def __init__(self, name: str, place: Place, after_edits_of: tuple[str, ...] = (), with_next: bool = False) -> None:
         self.names = (name,)
         self.place = place
         self.after_edits_of = after_edits_of
+        self.with_next = with_next
 
     def needed_for_edit(self, basis: Basis) -> bool:
         return basis.centres_stream
@@ -312,7 +317,7 @@ class BranchSite(Site):
             if changed:
                 self._write(run, value)
                 run.stream.branch_written(value)
-        run.stream.add_branch()
+        run.stream.add_branch(self.with_next)
 
     def record(self, run: Run) -> None:
         x = self._read(run)
