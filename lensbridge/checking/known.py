@@ -79,8 +79,8 @@ KNOWN: dict[str, Known] = {
     "rwkv": PADDING_COUNTS
     | {
         "generation": {
-            "greedy": "what HuggingFace's shift keeps of the last token has no axis of positions: with two texts, a step "
-            "runs at two positions"
+            "greedy": "what HuggingFace's shift keeps of the last token has no axis of positions: with two texts, a "
+            "step runs at two positions"
         }
     },
     "xlstm": PADDING_COUNTS | {"bfloat16": {"no hooks": "HuggingFace's own forward fails in bfloat16"}},
