@@ -68,10 +68,12 @@ def prepare(
         AssertionError: text without a tokenizer, ``start_at_layer`` without a residual stream, or a mask of another
             shape.
         IndexError: more tokens than the context holds.
-        UnsupportedModelError: a key-value cache for a model that is given the whole text.
+        UnsupportedModelError: a key-value cache for a model that is given the whole text; ``start_at_layer`` without
+            tokens where layers read more than the residual stream, and with ``stop_at_layer`` where there is no such.
         ValueError: a key-value cache without tokenizer and without ``attention_mask``.
     """
     device = model.cfg.device
+    _refuse_several_streams(model, span)
     if not span.embeds:
         shape = list(input.shape) if isinstance(input, Tensor) else []
         if len(shape) != 3 or shape[-1] != model.cfg.d_model or not input.is_floating_point():
@@ -79,8 +81,8 @@ def prepare(
                 f"with start_at_layer the input is the residual stream before that layer, floats [batch, pos, "
                 f"{model.cfg.d_model}], not {type(input).__name__} {shape}"
             )
-        inputs: dict[str, Any] = {"inputs_embeds": input.to(device)}
-        residual = inputs["inputs_embeds"]
+        residual = input.to(device)
+        inputs = _begun_later(model, residual, tokens)
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask.to(device)
     else:
@@ -108,6 +110,31 @@ def prepare(
         entries = dict(enumerate(past_kv_cache.entries))
         inputs |= {"past_key_values": hf_cache(entries, basis, call.value_biases), "use_cache": True}
     return call
+
+
+def _refuse_several_streams(model: Any, span: Span) -> None:
+    """Refuse to begin or end between layers where what passes there is no residual stream."""
+    between = [("start_at_layer", span.start)] * (not span.embeds) + [("stop_at_layer", span.stop)] * (not span.norm)
+    for argument, layer in between:
+        reason = model.interior.why_absent(f"blocks.{min(layer, model.cfg.n_layers - 1)}.hook_resid_pre")
+        if reason is not None:
+            raise UnsupportedModelError(f"{argument} cannot be used with this model: {reason}")
+
+
+def _begun_later(model: Any, residual: Tensor, tokens: Tensor | None) -> dict[str, Any]:
+    """What the HF model is given where a run begins with a residual stream: tokens, too, if its layers read these."""
+    if model.interior.rereads is None:
+        return {"inputs_embeds": residual}
+    if tokens is None:
+        raise UnsupportedModelError(
+            f"start_at_layer needs the tokens besides the residual stream here: {model.interior.rereads}. Pass tokens=; "
+            "what layers read besides the stream is what it is in a run on these"
+        )
+    tokens = as_batch(tokens).to(residual.device)
+    # A few models' streams have more positions than the text.
+    if tokens.shape[0] != residual.shape[0] or tokens.shape[1] > residual.shape[1]:
+        raise AssertionError(f"tokens has shape {list(tokens.shape)}, the residual stream {list(residual.shape)}")
+    return {"input_ids": tokens}
 
 
 def _needs_mask(model: Any, mask: Tensor | None, cache: Any) -> bool:

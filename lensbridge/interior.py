@@ -81,6 +81,11 @@ class Interior:
         return first_position(self.hf_model, self.architecture) if self.architecture.pos_after_padding else 0
 
     @property
+    def rereads(self) -> str | None:
+        """What layers read besides the residual stream and positions, in words; None if nothing."""
+        return self.architecture.rereads
+
+    @property
     def no_text(self) -> str | None:
         """Why no text can be written by asking for one token after the other; None if it can."""
         return self.architecture.no_text

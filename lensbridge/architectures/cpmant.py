@@ -19,6 +19,7 @@ CPM_ANT = Architecture(
     # The positions of the prompt are left out before it.
     head="lm_head",
     key_value_cache="whole text",
+    rereads="its masks and biases on scores are made of the tokens, and the stream begins with a prompt of its own",
     block=Block(
         ln1="self_att.layernorm_before_attention",
         attn="self_att.self_attention",
@@ -34,5 +35,6 @@ CPM_ANT = Architecture(
         rotary=False,
         softmax=Softmax(call=None, module="self_att.self_attention.softmax"),
     ),
+    config={"d_head": "dim_head"},
     constants={"act_fn": "gelu", "positional_embedding_type": "relative_positional_bias"},
 )

@@ -14,7 +14,12 @@ DEEPSEEK3 = replace(DEEPSEEK2, model_type="deepseek_v3", hf_class="DeepseekV3For
 DEEPSEEK32 = replace(DEEPSEEK2, model_type="deepseek_v32", hf_class="DeepseekV32ForCausalLM")
 AXK1 = replace(DEEPSEEK2, model_type="axk1", hf_class="AXK1ForCausalLM")
 GLM4_MOE_LITE = replace(DEEPSEEK2, model_type="glm4_moe_lite", hf_class="Glm4MoeLiteForCausalLM")
-GLM_MOE_DSA = replace(DEEPSEEK2, model_type="glm_moe_dsa", hf_class="GlmMoeDsaForCausalLM")
+GLM_MOE_DSA = replace(
+    DEEPSEEK2,
+    model_type="glm_moe_dsa",
+    hf_class="GlmMoeDsaForCausalLM",
+    rereads="a layer may attend to the positions that an earlier one has chosen",
+)
 #: Adds a constant times what a branch returns, and divides the last norm's output.
 MINICPM3 = replace(
     DEEPSEEK2,

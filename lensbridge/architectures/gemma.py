@@ -44,14 +44,16 @@ GEMMA3 = replace(
     model_type="gemma3_text",
     hf_class="Gemma3ForCausalLM",
     block=replace(GEMMA2.block, qk_norm_heads_first=True),
+    # HuggingFace's attention keeps the cap of scores, and does not use it.
+    config={"output_logits_soft_cap": "final_logit_softcapping"},
 )
 GEMMA3_MULTIMODAL = GEMMA3.within("gemma3", "Gemma3ForConditionalGeneration")
+SHARED_KEYS = {"num_kv_shared_layers": {"rereads": "the last layers attend to keys and values of earlier ones"}}
 GEMMA4 = replace(
     GEMMA3,
     model_type="gemma4_text",
     hf_class="Gemma4ForCausalLM",
     gain_offset=0.0,
-    config={"output_logits_soft_cap": "final_logit_softcapping"},
     block=replace(
         GEMMA2.block,
         k=None,
@@ -65,6 +67,7 @@ GEMMA4 = replace(
         "self_attn.k_proj": {"k": "self_attn.k_proj", "k_norm": "self_attn.k_norm", "refusals": ()},
     },
     variants={
+        **SHARED_KEYS,
         "hidden_size_per_layer_input": {"rereads": "each layer has an embedding of its own of the tokens"},
     },
     refused={
@@ -73,6 +76,10 @@ GEMMA4 = replace(
 )
 GEMMA4_MULTIMODAL = GEMMA4.within("gemma4", "Gemma4ForConditionalGeneration")
 GEMMA4_UNIFIED = replace(
-    GEMMA4, model_type="gemma4_unified_text", hf_class="Gemma4UnifiedForCausalLM", variants={}, refused={}
+    GEMMA4,
+    model_type="gemma4_unified_text",
+    hf_class="Gemma4UnifiedForCausalLM",
+    variants=SHARED_KEYS,
+    refused={},
 )
 GEMMA4_UNIFIED_MULTIMODAL = GEMMA4_UNIFIED.within("gemma4_unified", "Gemma4UnifiedForConditionalGeneration")

@@ -24,6 +24,7 @@ PROPHETNET = Architecture(
     layers="prophetnet.decoder.layers",
     ln_final=None,
     several_unembedded=True,
+    rereads="how many positions the streams of predictions have comes of the text's",
     block=Block(
         ln1="self_attn_layer_norm",
         q="self_attn.query_proj",

@@ -227,10 +227,9 @@ class Engine:
         return any(block.attn is None or block.attn_also is not None for block in self.architecture.blocks)
 
     def _stand_in(self, request: Request, residual: Tensor) -> None:
-        """Where embeddings have another width than the stream, start from some: the residual comes in behind them."""
-        given = request.inputs.get("inputs_embeds")
-        width = self.hf_model.get_submodule(self.architecture.embed).weight.shape[1]
-        if given is residual and width != residual.shape[-1]:
+        """Start from some embeddings: the residual comes in behind them, and some models add to these in place."""
+        if "inputs_embeds" in request.inputs:
+            width = self.hf_model.get_submodule(self.architecture.embed).weight.shape[1]
             request.inputs["inputs_embeds"] = residual.new_zeros(*residual.shape[:-1], width)
 
     @property
@@ -270,7 +269,16 @@ class Engine:
         return model.base_model if needed.startswith(f"{model.base_model_prefix}.") and not watched else model
 
     def run_block(self, layer: int, residual: Tensor, listeners: Listeners, mask: Tensor | None = None) -> Tensor:
-        """One block on the residual stream before it; returns the stream after it."""
+        """One block on the residual stream before it; returns the stream after it.
+
+        Raises:
+            UnsupportedModelError: the block reads more than that.
+        """
+        if self.architecture.rereads is not None:
+            raise UnsupportedModelError(
+                f"a block does not run by itself here: {self.architecture.rereads}. Run the model with start_at_layer=, "
+                "stop_at_layer= and tokens="
+            )
         inputs = {"inputs_embeds": residual}
         if mask is not None:
             inputs["attention_mask"] = mask

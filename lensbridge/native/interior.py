@@ -52,6 +52,7 @@ class NativeInterior:
     counts_from: ClassVar[int] = 0
     key_value_cache: ClassVar[str] = "new tokens"
     no_text: ClassVar[str | None] = None
+    rereads: ClassVar[str | None] = None
     adds_more_than_embeddings: ClassVar[bool] = False
 
     @classmethod
