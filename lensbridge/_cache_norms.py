@@ -7,12 +7,13 @@ of the run and not by one of its own; that keeps the reading linear, and the par
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 
 from lensbridge._cache_lookup import CachedActivations
 from lensbridge._residual_stack import Stack, as_slice, centred, join, one_scale_for_all_heads
-from lensbridge.errors import UnknownPointError
+from lensbridge.errors import EMBEDDINGS_ALONE, UnknownPointError, UnsupportedModelError
 from lensbridge.utilities.slice import Slice, SliceInput
 
 
@@ -40,9 +41,15 @@ class NormedReads(CachedActivations):
 
         Raises:
             UnknownPointError: (a KeyError) the norm's ``hook_scale`` is not in the cache.
+            UnsupportedModelError: (a ValueError) norms stand in the stream, not before what reads it.
         """
         if not self._is_normed():
             return residual_stack
+        if getattr(self._interior, "norms_behind", False):
+            raise UnsupportedModelError(
+                "parts of the residual stream cannot be read through a norm in this model: its norms stand in the "
+                "stream, behind attention and MLP, and nothing that reads the stream has one before it"
+            )
         target, batch = self._target(layer), as_slice(batch_slice)
         if has_batch_dim:
             residual_stack = batch.apply(residual_stack, dim=1)
@@ -51,6 +58,23 @@ class NormedReads(CachedActivations):
         if self._centres():
             residual_stack = centred(residual_stack)
         return residual_stack / self._scale(target, mlp_input, as_slice(pos_slice), batch)
+
+    @property
+    def _interior(self) -> Any:
+        """What the model's parts share; encoders, and caches whose model was taken off, have none."""
+        return getattr(self.model, "interior", None)
+
+    def _refuse_no_sum(self, embeddings: bool) -> None:
+        """Refuse to take the residual stream apart where the parts would not add up to it.
+
+        Raises:
+            UnsupportedModelError: (a ValueError) with the reason.
+        """
+        reason = getattr(self._interior, "why_no_sum", None)
+        if reason is not None:
+            raise UnsupportedModelError(f"the residual stream of this model cannot be taken apart: {reason}")
+        if embeddings and getattr(self._interior, "adds_more_than_embeddings", False):
+            raise UnsupportedModelError(f"{EMBEDDINGS_ALONE}; in a cache it is cache['resid_pre', 0]")
 
     def _final_norm(self, entry: torch.Tensor, has_batch_dim: bool) -> torch.Tensor:
         """``model.ln_final`` on one entry; it wants ``[batch, pos, d_model]`` whatever was sliced away."""

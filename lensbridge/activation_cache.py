@@ -93,7 +93,11 @@ class ActivationCache(NormedReads):
         Labels are ``embed``, ``pos_embed``, then ``{l}_attn_out`` and ``{l}_mlp_out`` for each layer; ``mode`` keeps
         one kind of sublayer, ``mlp_input`` adds the attention output of ``layer`` itself. With both embeddings and mode
         "all" the sum over the stack is the residual stream.
+
+        Raises:
+            UnsupportedModelError: (a ValueError) the stream is no such sum in this model.
         """
+        self._refuse_no_sum(incl_embeds)
         if mode not in ("all", "mlp", "attn"):
             warnings.warn(f'mode={mode!r} is taken as "all"; the modes are "all", "mlp" and "attn".', stacklevel=2)
         stack, labels = self._sublayer_stack(layer, mlp_input, mode, as_slice(pos_slice), incl_embeds)
@@ -132,6 +136,8 @@ class ActivationCache(NormedReads):
         Biases belong to no head; ``incl_remainder`` adds the rest of the stream as a last entry, ``remainder``. Where
         the run did not store ``attn.hook_result``, it is computed and stays in the cache.
         """
+        if incl_remainder:
+            self._refuse_no_sum(False)
         pos = as_slice(pos_slice)
         stack, labels = self._head_stack(self._target(layer), pos)
         if incl_remainder:
@@ -209,6 +215,8 @@ class ActivationCache(NormedReads):
         (``[d_model]`` or ``[d_model, num_outputs]``), which replaces the last axis and is applied, after the norm if
         there is one, before the neurons are expanded. ``incl_remainder`` adds the rest of the stream as a last entry.
         """
+        if incl_remainder:
+            self._refuse_no_sum(False)
         pos = as_slice(pos_slice)
         projection, is_vector = as_matrix(project_output_onto)
         stack, labels = self._neuron_stack(layer, pos, as_slice(neuron_slice), projection, apply_ln)
@@ -263,6 +271,7 @@ class ActivationCache(NormedReads):
         ``embed``, ``pos_embed`` and ``bias``, the sum of the biases in no other entry. The sum over the stack is the
         residual stream. ``project_output_onto`` works as in :meth:`stack_neuron_results`.
         """
+        self._refuse_no_sum(True)
         pos, target = as_slice(pos_slice), self._target(layer, mlp_input)
         projection, is_vector = as_matrix(project_output_onto)
         has_mlps = not self.model.cfg.attn_only

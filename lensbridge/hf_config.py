@@ -134,8 +134,8 @@ def _heads(hf_model: Any, architecture: Architecture, layer: int, found: dict[st
 
 def _scale(attention: Any, d_head: int) -> dict[str, Any]:
     """What scores are divided by, where it is not the square root of the heads' size."""
-    scaling = getattr(attention, "scaling", None)
-    if not isinstance(scaling, float) or not scaling or math.isclose(scaling, d_head**-0.5):
+    scaling = getattr(attention, "scaling", getattr(attention, "softmax_scale", None))
+    if not isinstance(scaling, (int, float)) or not scaling or math.isclose(scaling, d_head**-0.5):
         return {}
     return {"attn_scale": 1 / scaling}
 

@@ -127,8 +127,8 @@ def _begun_later(model: Any, residual: Tensor, tokens: Tensor | None) -> dict[st
         return {"inputs_embeds": residual}
     if tokens is None:
         raise UnsupportedModelError(
-            f"start_at_layer needs the tokens besides the residual stream here: {model.interior.rereads}. Pass tokens=; "
-            "what layers read besides the stream is what it is in a run on these"
+            f"start_at_layer needs the tokens besides the residual stream here: {model.interior.rereads}. Pass "
+            "tokens=; what layers read besides the stream is what it is in a run on these"
         )
     tokens = as_batch(tokens).to(residual.device)
     # A few models' streams have more positions than the text.

@@ -81,6 +81,16 @@ class Interior:
         return first_position(self.hf_model, self.architecture) if self.architecture.pos_after_padding else 0
 
     @property
+    def why_no_sum(self) -> str | None:
+        """Why the residual stream is not the sum of the first one and what layers write; None if it is."""
+        return self.architecture.why_no_sum
+
+    @property
+    def norms_behind(self) -> bool:
+        """Whether norms stand in the residual stream instead of before what reads it."""
+        return self.architecture.any_layer("norms behind")
+
+    @property
     def rereads(self) -> str | None:
         """What layers read besides the residual stream and positions, in words; None if nothing."""
         return self.architecture.rereads

@@ -286,7 +286,7 @@ class HookedTransformer(
             loss_per_token: the loss as ``[batch, pos - 1]`` instead of its mean.
             prepend_bos, padding_side: override the model's and the tokenizer's defaults for this call.
             start_at_layer: run from this block on.
-            tokens: with ``start_at_layer``, the tokens that the loss is taken over.
+            tokens: with ``start_at_layer``, those that the loss is taken over, and that some models' layers read.
             shortformer_pos_embed: with ``start_at_layer``, the positional embedding of a shortformer.
             attention_mask: 1 for tokens to attend to, 0 for padding, ``[batch, pos]``.
             stop_at_layer: run up to this block, not including it, and return the residual stream there; later layers do

@@ -23,9 +23,7 @@ def text_for(model: Any) -> torch.Tensor:
     return tiny_tokens(2 if rows is None else 2 * getattr(model.hf_model.config, rows))
 
 
-@pytest.mark.parametrize(
-    "key", [pytest.param(key, marks=[] if key in QUICK else [pytest.mark.slow]) for key in KEYS]
-)
+@pytest.mark.parametrize("key", [pytest.param(key, marks=[] if key in QUICK else [pytest.mark.slow]) for key in KEYS])
 def test_each_layer_goes_on_from_its_residual_stream(key: str) -> None:
     model = hooked(tiny_family(key), key)
     tokens = text_for(model)

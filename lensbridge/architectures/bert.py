@@ -65,6 +65,7 @@ BIG_BIRD = replace(
     model_type="big_bird",
     hf_class="BigBirdForCausalLM",
     block=replace(POST_NORM, softmax=WITHIN),
+    variants={"rescale_embeddings": {"embed_factor": "config.hidden_size", "embed_factor_power": 0.5}},
     refused={
         **BERT.refused,
         "attention_type=block_sparse": "its pattern is made in pieces; load it with attention_type='original_full', "

@@ -13,17 +13,24 @@ from dataclasses import replace
 from .irregular import KEYS_OF_ANOTHER
 from .record import Architecture, Block
 
+#: Patterns are shown by one of these, and logits may come of the other.
+ONE_WAY_ONLY = {
+    "use_bidirectional_attention": "HuggingFace's eager attention stays causal with it, and its scaled dot product "
+    "attention does not"
+}
 GEMMA = Architecture(
     model_type="gemma",
     hf_class="GemmaForCausalLM",
     embed_scale="embed_scale",
     gain_offset=1.0,
     constants={"final_rms": True},
+    refused=ONE_WAY_ONLY,
 )
 GEMMA2 = replace(
     GEMMA,
     model_type="gemma2",
     hf_class="Gemma2ForCausalLM",
+    refused={},
     block=Block(
         ln1_post="post_attention_layernorm", ln2="pre_feedforward_layernorm", ln2_post="post_feedforward_layernorm"
     ),
@@ -47,7 +54,7 @@ GEMMA3 = replace(
     # HuggingFace's attention keeps the cap of scores, and does not use it.
     config={"output_logits_soft_cap": "final_logit_softcapping"},
 )
-GEMMA3_MULTIMODAL = GEMMA3.within("gemma3", "Gemma3ForConditionalGeneration")
+GEMMA3_MULTIMODAL = replace(GEMMA3.within("gemma3", "Gemma3ForConditionalGeneration"), refused=ONE_WAY_ONLY)
 SHARED_KEYS = {"num_kv_shared_layers": {"rereads": "the last layers attend to keys and values of earlier ones"}}
 GEMMA4 = replace(
     GEMMA3,

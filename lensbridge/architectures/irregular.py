@@ -65,3 +65,9 @@ KEYS_OF_ANOTHER = Refusal(
     ("attn.hook_k", "attn.k_norm.hook_scale", "attn.k_norm.hook_normalized"),
     "this layer attends to the keys and values of an earlier one",
 )
+
+#: What some families' code does with an option that transformers' masks ask every config for.
+STAYS_CAUSAL = {
+    "is_causal=False": "HuggingFace's scaled dot product attention stays causal with it, and its eager attention does "
+    "not"
+}

@@ -83,6 +83,7 @@ COHERE2_MOE = replace(
         "self_attn.sliding_window": {None: {"rotary": False}},
         "self_attn.force_rope": {True: {"rotary": True}},
     },
+    variants={"rms_norm_eps": {"norm": "RMS"}},
 )
 AFMOE = Architecture(
     model_type="afmoe",
@@ -97,7 +98,13 @@ AFMOE = Architecture(
     by_layer=COHERE2.by_layer,
     variants={"mup_enabled": {"embed_factor": "config.hidden_size", "embed_factor_power": 0.5}},
 )
-LAGUNA = Architecture(model_type="laguna", hf_class="LagunaForCausalLM", block=Block(z_from_call=True))
+LAGUNA = Architecture(
+    model_type="laguna",
+    hf_class="LagunaForCausalLM",
+    block=Block(z_from_call=True),
+    # Layers differ in their queries' heads, so that keys may be fewer in some only.
+    config={"n_key_value_heads": "num_key_value_heads"},
+)
 MIMO_V2_FLASH = Architecture(
     model_type="mimo_v2_flash",
     hf_class="MiMoV2FlashForCausalLM",

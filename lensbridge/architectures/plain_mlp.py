@@ -11,6 +11,7 @@
 """
 
 from .forms import GROUPS
+from .irregular import STAYS_CAUSAL
 from .record import Architecture, Block
 
 PLAIN = Block(gate=None)
@@ -29,7 +30,14 @@ APERTUS = Architecture(
     constants={"final_rms": True},
 )
 JAIS2 = Architecture(model_type="jais2", hf_class="Jais2ForCausalLM", block=PLAIN, norm="LN")
-NEMOTRON = Architecture(model_type="nemotron", hf_class="NemotronForCausalLM", block=PLAIN, norm="LN", gain_offset=1.0)
+NEMOTRON = Architecture(
+    model_type="nemotron",
+    hf_class="NemotronForCausalLM",
+    block=PLAIN,
+    norm="LN",
+    gain_offset=1.0,
+    refused=STAYS_CAUSAL,
+)
 STARCODER2 = Architecture(
     model_type="starcoder2",
     hf_class="Starcoder2ForCausalLM",

@@ -220,6 +220,18 @@ class Architecture:
         return not (self.type_embed or self.embed_norm_of_sum or self.embed_map or self.embed_extra)
 
     @property
+    def why_no_sum(self) -> str | None:
+        """Why the residual stream is not the sum of the first one and what attention and MLPs write; None if it is."""
+        for block in self.blocks:
+            if block.post_norm:
+                return "norms stand in the stream, behind attention and MLP, and norm what earlier layers have added"
+            if block.attn_skip or block.mlp_skip:
+                return "attention and MLP add to what their norm returns, so that the stream before it does not go on"
+            if block.extra is not None:
+                return f"layers do more than to add what attention and MLP write: {block.extra}"
+        return None
+
+    @property
     def final_call(self) -> int:
         """Which call of the final norm's module is the final norm: the embedding may go through it, too."""
         return int(self.ln_final is not None and self.ln_final == self.embed_norm)

@@ -4,6 +4,7 @@
   head's queries and keys with a gain of its own for each head, are options
 """
 
+from .irregular import STAYS_CAUSAL
 from .record import Architecture, Block
 
 STABLELM = Architecture(
@@ -11,5 +12,6 @@ STABLELM = Architecture(
     hf_class="StableLmForCausalLM",
     block=Block(qk_norm_heads_first=True),
     norm="LN",
+    refused=STAYS_CAUSAL,
     variants={"use_parallel_residual": {"parallel": True, "ln2": "input_layernorm"}},
 )

@@ -91,8 +91,14 @@ def _projections(subject: Subject, layer: int) -> Iterator[tuple]:
 def _rotated_norm(
     subject: Subject, prefix: str, source: Callable[[Look], Tensor], of: str
 ) -> Iterator[tuple[str, str, Callable[[Look], Tensor]] | tuple]:
-    """Those of a norm that is given rotated heads: they are as long as before, and so are their products."""
-    (scale, equation, root), (normalized, _, divided) = norm_identities(subject, prefix, source, of)
+    """Those of a norm that is given rotated heads: they are as long as before, and so are their products.
+
+    But for a factor, where the frequencies are stretched (Peng et al. 2023, YaRN).
+    """
+    stretched = (getattr(module, "attention_scaling", None) for module in subject.hf.modules())
+    factor = next((each for each in stretched if each is not None), 1.0)
+    norm = norm_identities(subject, prefix, lambda look: source(look) * factor, of)
+    (scale, equation, root), (normalized, _, divided) = norm
 
     def products(x: Tensor) -> Tensor:
         return gram(x.reshape(source(subject.look()).shape))
@@ -104,7 +110,8 @@ def _rotated_norm(
 def _rotated(subject: Subject, layer: int) -> Iterator[tuple]:
     """Heads at one position are rotated alike, so that their products stay what they were, times one factor.
 
-    The factor is read off a run without hooks: where texts are long, scores may be sharpened by position.
+    The factor is read off a run without hooks: where texts are long, scores may be sharpened by position. Dimensions
+    that are not rotated have none.
     """
     prefix = f"blocks.{layer}.attn"
     for letter in "qk":
@@ -116,10 +123,15 @@ def _rotated(subject: Subject, layer: int) -> Iterator[tuple]:
             continue
 
         def before(look: Look, letter: str = letter, point: str = point) -> Tensor:
-            clean = look.subject.look()
-            sizes = (x.square().sum((0, 2, 3)) for x in (clean[point], unrotated(clean, prefix, letter)))
-            factor = torch.div(*sizes).view(-1, 1, 1)
-            return gram(unrotated(look, prefix, letter)) * factor
+            clean, value = look.subject.look(), unrotated(look, prefix, letter)
+            after, plain = clean[point], unrotated(clean, prefix, letter)
+            turned = ((after - plain).abs() > 1e-5 * plain.abs().max()).flatten(0, 2).any(0)
+            factor = (
+                torch.div(*(x[..., turned].square().sum((0, 2, 3)) for x in (after, plain)))
+                .view(-1, 1, 1)
+                .nan_to_num(1.0)
+            )
+            return gram(value[..., turned]) * factor + gram(value[..., ~turned])
 
         yield point, f"{letter} rotated: the same products at each position, times a factor", before, (), gram
 
@@ -235,11 +247,12 @@ def _with_another(subject: Subject, layer: int, value: Callable[[Look], Tensor],
     norm, module = (
         subject.hf.get_submodule(subject.architecture.in_layer(layer, role)) for role in ("ln1", "attn_also")
     )
-    own = subject.factor(layer, "attn_also_factor")
+    has_own = subject.block(layer).attn_also_factor is not None
+    times = subject.factor(layer, "attn_also_factor") if has_own else factor
 
     def total(look: Look) -> Tensor:
         added = module(norm(look[f"blocks.{layer}.hook_resid_pre"]))
-        return value(look) + added.detach() * next((f for f in (own, factor) if f is not None), 1)
+        return value(look) + added.detach() * (1 if times is None else times)
 
     return total
 

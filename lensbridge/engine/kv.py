@@ -83,10 +83,30 @@ def hf_cache(entries: dict[int, Any], basis: Basis, biases: ValueBiases | None =
 
 
 def append_new(entries: dict[int, Any], cache: DynamicCache, basis: Basis, biases: ValueBiases | None = None) -> None:
-    """Append to the entries what a run has added to the HF cache; frozen entries stay as they are."""
+    """Append to the entries what a run has added to the HF cache; frozen entries stay as they are.
+
+    Raises:
+        UnsupportedModelError: HF keeps something else in a layer than keys and values of the size that entries have.
+    """
     biases = {} if biases is None else biases
+    for layer, entry in entries.items():
+        _refuse_others(layer, entry, cache.layers[basis.number(layer) : basis.number(layer) + 1])
     for layer, entry in entries.items():
         past = entry.past_keys.shape[1]
         kept: Any = cache.layers[basis.number(layer)]
         keys = _from_hf(basis, layer, "k", kept.keys[:, :, past:], biases)
         entry.append(keys, _from_hf(basis, layer, "v", kept.values[:, :, past:], biases))
+
+
+def _refuse_others(layer: int, entry: Any, kept: list[Any]) -> None:
+    """Latent keys and values have one head, those of some layers another size, and some layers none of their own."""
+    heads, d_head = entry.past_keys.shape[2:]
+    found = [getattr(each, name, None) for each in kept for name in ("keys", "values")]
+    sizes = [None if tensor is None else (tensor.shape[1], tensor.shape[-1]) for tensor in found]
+    if sizes != [(heads, d_head)] * 2:
+        there = "; ".join(f"{size[0]} of {size[1]}" for size in sizes if size is not None)
+        raise UnsupportedModelError(
+            f"a TransformerLensKeyValueCache holds keys and values with {heads} heads of {d_head} numbers, and "
+            f"HuggingFace keeps {f'other ones ({there})' if there else 'none'} of layer {layer} of this model, where "
+            "attention is latent, say, or shares keys: run the whole text, or use generate()"
+        )

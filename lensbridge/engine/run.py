@@ -276,8 +276,8 @@ class Engine:
         """
         if self.architecture.rereads is not None:
             raise UnsupportedModelError(
-                f"a block does not run by itself here: {self.architecture.rereads}. Run the model with start_at_layer=, "
-                "stop_at_layer= and tokens="
+                f"a block does not run by itself here: {self.architecture.rereads}. Run the model with "
+                "start_at_layer=, stop_at_layer= and tokens="
             )
         inputs = {"inputs_embeds": residual}
         if mask is not None:

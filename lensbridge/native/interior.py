@@ -53,6 +53,8 @@ class NativeInterior:
     key_value_cache: ClassVar[str] = "new tokens"
     no_text: ClassVar[str | None] = None
     rereads: ClassVar[str | None] = None
+    why_no_sum: ClassVar[str | None] = None
+    norms_behind: ClassVar[bool] = False
     adds_more_than_embeddings: ClassVar[bool] = False
 
     @classmethod

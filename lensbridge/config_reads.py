@@ -8,10 +8,20 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+#: What the audit of each family (`lensbridge.checking.config_audit`) has found of each attribute.
+TABLE = Path(__file__).parent / "assets" / "config_audit.json"
+#: What says nothing of the function: what is only there in training, or asked of its output, or where it runs.
+IDLE = re.compile(
+    r".*(dropout|_pdrop|drop_rate|layerdrop|loss|problem_type|label|output_|return_dict|summary_|gradient_checkpointing"
+    r"|initializer|init_|use_cache|architectures|aux|z_coef|jitter|_name_or_path|dtype).*"
+    r"|vocab_size|num_hidden_layers"
+)
 #: Code of transformers that all families share and that reads their configs.
 SHARED = ("transformers.modeling_rope_utils", "transformers.masking_utils")
 
