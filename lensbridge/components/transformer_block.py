@@ -127,7 +127,14 @@ class TransformerBlock(nn.Module):
         cfg = self.cfg
         resid_pre = self.hook_resid_pre(resid_pre)
         query, key, value = self._attention_inputs(resid_pre, shortformer_pos_embed)
-        attn_out = self.attn(query, key, value, past_kv_cache_entry, None, attention_mask)
+        # By keyword, as TransformerLens has it: a module of the user's may stand here.
+        attn_out = self.attn(
+            query_input=query,
+            key_input=key,
+            value_input=value,
+            past_kv_cache_entry=past_kv_cache_entry,
+            attention_mask=attention_mask,
+        )
         if cfg.use_normalization_before_and_after:
             attn_out = self.ln1_post(attn_out)
         if self._norms_after:

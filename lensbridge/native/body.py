@@ -109,8 +109,8 @@ class NativeBody:
         if self.cfg.positional_embedding_type not in LEARNED_POSITIONS:
             return Embedded(embeds, None)
         if position_ids is None:
-            # Only the shape is looked at.
-            positions = self.pos_embed(embeds[..., 0], past_length, attention_mask)
+            # Of embeddings that are given, only the shape is looked at.
+            positions = self.pos_embed(embeds[..., 0] if tokens is None else tokens, past_length, attention_mask)
         else:
             positions = self.pos_embed.at(position_ids)
         positions = self.hook_pos_embed(positions)
@@ -130,7 +130,13 @@ class NativeBody:
         """The residual stream after the blocks from ``start`` up to ``stop``, not including it (as in a slice)."""
         for layer in range(*slice(start, stop).indices(len(self.blocks))):
             entry = None if past_kv_cache is None else past_kv_cache[layer]
-            residual = self.blocks[layer](residual, shortformer_pos_embed, entry, attention_mask)
+            # By keyword, as TransformerLens has it: a module of the user's may stand here.
+            residual = self.blocks[layer](
+                residual,
+                past_kv_cache_entry=entry,
+                shortformer_pos_embed=shortformer_pos_embed,
+                attention_mask=attention_mask,
+            )
         return residual
 
     def normed(self, residual: Stream) -> Stream:
