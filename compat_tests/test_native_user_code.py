@@ -1,4 +1,4 @@
-"""Does code that was written around TransformerLens' model of a config run on ours: modules put in, subclasses, wrappers?
+"""Does code that was written around TransformerLens' models of a config run on ours: own modules, subclasses, wrappers?
 
 One source of such code is run with each of the two packages.
 """
@@ -6,6 +6,7 @@ One source of such code is run with each of the two packages.
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -86,3 +87,115 @@ def test_modules_of_ones_own_are_called_as_there(put: Callable[[Any], None], pos
     close("logits", logits.detach(), expected.detach())
     close("masked logits", masked.detach(), expected_masked.detach())
     caches_close(cache, expected_cache)
+
+
+def subclasses(package: ModuleType) -> dict[str, type]:
+    """Ways to go through a model of one's own."""
+
+    class Probed(package.HookedTransformer):  # type: ignore[name-defined]
+        """Reads the stream before the last block, with a point behind it."""
+
+        def __init__(self, cfg: Any) -> None:
+            super().__init__(cfg)
+            self.probe = nn.Linear(BASE["d_model"], 3)
+            self.hook_probe = package.hook_points.HookPoint()
+            with torch.no_grad():
+                self.probe.weight.copy_(torch.arange(3.0 * BASE["d_model"]).cos().view(3, -1))
+                self.probe.bias.zero_()
+            self.setup()
+
+        def forward(self, tokens: torch.Tensor, **options: Any) -> torch.Tensor:
+            return self.hook_probe(self.probe(super().forward(tokens, stop_at_layer=-1, **options)))
+
+    class Looped(package.HookedTransformer):  # type: ignore[name-defined]
+        """Goes through its blocks twice."""
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            stream = self.hook_embed(self.embed(tokens)) + self.hook_pos_embed(self.pos_embed(tokens))
+            for block in (*self.blocks, *self.blocks):
+                stream = block(stream)
+            return self.unembed(self.ln_final(stream))
+
+    return {"probed": Probed, "looped": Looped}
+
+
+@pytest.mark.parametrize("kind", ["probed", "looped"])
+def test_a_subclass_with_a_forward_of_its_own(kind: str) -> None:
+    def quiet(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
+        return tensor * 0.3
+
+    results = []
+    for package in PACKAGES:
+        model = built(package, subclasses(package)[kind])
+        output, cache = model.run_with_cache(TOKENS)
+        point = list(cache)[-1]
+        hooked = model.run_with_hooks(TOKENS, fwd_hooks=[("blocks.0.hook_mlp_out", quiet), (point, quiet)])
+        with_edit = model.run_with_cache(TOKENS, names_filter=lambda name: name.endswith(("resid_post", "probe")))[1]
+        results.append((output, hooked, dict(cache), dict(with_edit)))
+    (output, hooked, cache, some), (expected, expected_hooked, expected_cache, expected_some) = results
+    close("output", output.detach(), expected.detach())
+    close("hooked", hooked.detach(), expected_hooked.detach())
+    caches_close(cache, expected_cache)
+    caches_close(some, expected_some)
+
+
+def around(package: ModuleType) -> type:
+    """A hooked module with a model inside."""
+
+    class Around(package.HookedRootModule):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = built(package)
+            self.hook_out = package.hook_points.HookPoint()
+            self.setup()
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.hook_out(self.model(tokens).log_softmax(-1))
+
+    return Around
+
+
+def test_a_model_inside_another_hooked_module() -> None:
+    """Points whose flag is off are no points of the module around it either."""
+    results = []
+    for package in PACKAGES:
+        outer = around(package)()
+        output, cache = outer.run_with_cache(TOKENS)
+        edited = outer.run_with_hooks(TOKENS, fwd_hooks=[("model.blocks.0.hook_resid_mid", lambda x, hook: x * 0.5)])
+        outer.model.set_use_attn_result(True)
+        more = outer.run_with_cache(TOKENS, names_filter=lambda name: "attn" in name)[1]
+        results.append((output, edited, cache, more, list(outer.hook_dict)))
+    (output, edited, cache, more, names), (expected, *others) = results
+    close("output", output.detach(), expected.detach())
+    close("edited", edited.detach(), others[0].detach())
+    caches_close(cache, others[1])
+    caches_close(more, others[2])
+    assert names == others[3]
+    assert "model.blocks.0.attn.hook_result" in more and "model.blocks.0.attn.hook_result" not in cache
+
+
+def test_what_is_added_stands_where_it_stands_there() -> None:
+    """An optimiser's state dict knows parameters by their place in the list alone."""
+    listed = []
+    for package in PACKAGES:
+        model = built(package)
+        model.temperature = nn.Parameter(torch.ones(3))
+        model.probe = nn.Linear(4, 2)
+        model.blocks[0].mlp.probe = nn.Linear(4, 2)
+        parameters = [name for name, _ in model.named_parameters()]
+        listed.append((parameters, list(model.state_dict()), len(list(model.buffers()))))
+    assert listed[0] == listed[1]
+
+
+def test_a_state_dict_is_pytorchs() -> None:
+    for package in PACKAGES:
+        model = built(package)
+        state = model.state_dict()
+        assert isinstance(state, OrderedDict)
+        assert "blocks.0.attn" in state._metadata
+        assert all(model.state_dict(keep_vars=True)[name] is p for name, p in model.named_parameters())
+        mine: dict[str, Any] = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            assert model.state_dict(mine, "at.") is mine
+        assert list(mine) == [f"at.{name}" for name in state]

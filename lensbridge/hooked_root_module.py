@@ -103,6 +103,7 @@ class HookedRootModule(HookIntrospectionMixin, nn.Module):
         """Name every submodule and collect the hook points; call it at the end of ``__init__``."""
         self.mod_dict = {}
         self.hook_dict = {}
+        self._within = [(f"{name}.", m) for name, m in self.named_modules() if name and isinstance(m, HookedRootModule)]
         for name, module in self.named_modules():
             if name == "":
                 continue
@@ -377,8 +378,8 @@ class HookedRootModule(HookIntrospectionMixin, nn.Module):
         return [name for name in self.hook_dict if keep(name) and self._is_on(name)]
 
     def _is_on(self, name: str) -> bool:
-        """Whether a point can fire; a predicate selects among those only."""
-        return True
+        """Whether a point can fire; a predicate selects among those only. Hooked models inside know of their own."""
+        return all(root._is_on(name.removeprefix(path)) for path, root in self._within if name.startswith(path))
 
     def _module_named(self, name: str) -> nn.Module:
         module = self.mod_dict.get(name)

@@ -41,6 +41,8 @@ class Interior:
 
     #: Whether nnsight's traces can be opened on the model.
     can_be_traced: ClassVar[bool] = True
+    #: Whether points fire when their modules are called, whoever calls them.
+    points_fire: ClassVar[bool] = False
 
     @classmethod
     def of(cls, hf_model: Any, architecture: Architecture, cfg: HookedTransformerConfig) -> Interior:

@@ -347,9 +347,9 @@ class HookedTransformer(
 
     @contextmanager
     def _caching(self, fwd_hooks: list, bwd_hooks: list, reset_hooks_end: bool, clear_contexts: bool) -> Iterator[None]:
-        # The engine can keep values without a hook at each point; hooks are for what outlives the run, for gradients,
-        # and for points inside spliced-in modules.
-        attached = fwd_hooks if bwd_hooks or not reset_hooks_end else [p for p in fwd_hooks if p[0] in self._foreign]
+        # Hooks are for what outlives the run, for gradients and for points that fire by themselves.
+        all_of_them = bwd_hooks or not reset_hooks_end or self.interior.points_fire
+        attached = fwd_hooks if all_of_them else [pair for pair in fwd_hooks if pair[0] in self._foreign]
         names = frozenset(name for name, _ in fwd_hooks) if len(attached) < len(fwd_hooks) else frozenset()
         before = self._recording
         with self.hooks(attached, bwd_hooks, reset_hooks_end, clear_contexts):

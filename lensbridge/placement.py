@@ -18,6 +18,7 @@ class PlacementMethods(nn.Module):
     """Parameters, training mode, device and dtype of a hooked model."""
 
     hf_model: Any
+    interior: Any
     cfg: Any
 
     def named_parameters(
@@ -27,12 +28,10 @@ class PlacementMethods(nn.Module):
 
         `state_dict` has TransformerLens' names.
         """
-        own = dict(self.hf_model.named_parameters(prefix, recurse, remove_duplicate))
-        yield from own.items()
-        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
-            # Of a model that was made from a config, the modules are the facade's too.
-            if own.get(name) is not parameter:
-                yield name, parameter
+        if not self.interior.points_fire:
+            yield from self.hf_model.named_parameters(prefix, recurse, remove_duplicate)
+        # Of a model that was made from a config, the modules are the facade's too.
+        yield from super().named_parameters(prefix, recurse, remove_duplicate)
 
     def train(self, mode: bool = True) -> Any:
         """Set training mode, on the HF model too (its dropout is HF's)."""

@@ -210,8 +210,10 @@ class WeightMethods:
         Without processing they share memory with the HF parameters. ``model.hf_model.state_dict()`` has HF's. Modules
         that a subclass or a user has added have theirs here too.
         """
-        out = {} if destination is None else destination
-        super().state_dict(destination=out, prefix=prefix, keep_vars=keep_vars)  # type: ignore[misc]
+        # Positional arguments are PyTorch's old way, and come before those by keyword.
+        given: Any = (*args, *(destination, prefix, keep_vars)[len(args) :])
+        destination, prefix, keep_vars = given
+        out = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)  # type: ignore[misc]
         for name in self.interior.weights.names():
             weight = self.interior.weights.get(name)
             out[prefix + name] = weight if keep_vars else weight.detach()

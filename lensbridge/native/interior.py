@@ -56,6 +56,7 @@ class NativeInterior:
     why_no_sum: ClassVar[str | None] = None
     norms_behind: ClassVar[bool] = False
     adds_more_than_embeddings: ClassVar[bool] = False
+    points_fire: ClassVar[bool] = True
 
     @classmethod
     def of(cls, hf_model: NativeForCausalLM) -> NativeInterior:
