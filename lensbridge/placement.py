@@ -18,7 +18,6 @@ class PlacementMethods(nn.Module):
     """Parameters, training mode, device and dtype of a hooked model."""
 
     hf_model: Any
-    interior: Any
     cfg: Any
 
     def named_parameters(
@@ -28,10 +27,10 @@ class PlacementMethods(nn.Module):
 
         `state_dict` has TransformerLens' names.
         """
-        if not self.interior.points_fire:
-            yield from self.hf_model.named_parameters(prefix, recurse, remove_duplicate)
-        # Of a model that was made from a config, the modules are the facade's too.
-        yield from super().named_parameters(prefix, recurse, remove_duplicate)
+        own = dict(self.hf_model.named_parameters(prefix, recurse, remove_duplicate))
+        shown = dict(super().named_parameters(prefix, recurse, remove_duplicate))
+        # Of a model that was made from a config, the modules are the facade's too, which has others between them.
+        yield from (shown if all(shown.get(name) is own[name] for name in own) else own | shown).items()
 
     def train(self, mode: bool = True) -> Any:
         """Set training mode, on the HF model too (its dropout is HF's)."""
