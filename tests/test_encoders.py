@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -394,6 +395,8 @@ def test_wrong_arguments() -> None:
             call()
     with pytest.raises(ValueError, match="return_type"):
         BertNextSentencePrediction(encoder)(TOKENS, "loss", TOKENS)
+    with pytest.raises(ValueError, match="got one text"):
+        BertNextSentencePrediction(encoder)("a b")
     with pytest.raises(TypeError, match="list"):
         both.generate(["a", "b"])
     with pytest.raises(AssertionError, match="eos_token_id"):
@@ -587,6 +590,36 @@ def test_state_dicts_are_loaded(model: Any) -> None:
     assert len(model.load_state_dict({}, strict=False).missing_keys) == len(names)
     with pytest.raises(ValueError, match="shape"):
         model.load_state_dict({names[0]: torch.zeros(1)}, strict=False)
+
+
+@pytest.mark.parametrize("make", [bert, t5])
+def test_a_tied_head_takes_equal_values_only(make: Any) -> None:
+    model = hooked(make())
+    table = next(name for name in model.state_dict() if name.endswith("embed.W_E"))
+    other = {name: value.clone() for name, value in model.state_dict().items()}
+    other["unembed.W_U"] *= 2
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UnsupportedModelError, match="tie_word_embeddings"):
+        model.load_state_dict(other)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    other[table] *= 2
+    model.load_state_dict(other)
+    assert torch.equal(model.state_dict()[table], 2 * before[table])
+
+
+def test_a_head_of_its_own_takes_values_of_its_own() -> None:
+    model = hooked(bert(tie_word_embeddings=False))
+    other = {name: value.clone() for name, value in model.state_dict().items()}
+    other["unembed.W_U"] *= 2
+    model.load_state_dict(other)
+    assert all(torch.equal(value, other[name]) for name, value in model.state_dict().items())
+
+
+def test_a_state_dict_is_pytorchs(model: Any) -> None:
+    assert isinstance(model.state_dict(), OrderedDict)
+    mine: dict[str, torch.Tensor] = {}
+    assert model.state_dict(mine, "at.") is mine
+    assert list(mine) == [f"at.{name}" for name in model.state_dict()]
 
 
 def test_parts_by_themselves() -> None:

@@ -6,6 +6,7 @@ about. No weight processing: 3.9.0 has none for encoders, so values are HuggingF
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
@@ -204,7 +205,10 @@ class EncoderModel(PlacementMethods, HookedRootModule):
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """The weights under TransformerLens' names and in its shapes, sharing memory with the HF parameters."""
-        out = {} if destination is None else destination
+        # Positional arguments are PyTorch's old way, and come before those by keyword.
+        given: Any = (*args, *(destination, prefix, keep_vars)[len(args) :])
+        destination, prefix, keep_vars = given
+        out = OrderedDict() if destination is None else destination
         for name in self.inside.weights.names():
             weight = self.inside.weights.get(name)
             out[prefix + name] = weight if keep_vars else weight.detach()
@@ -229,6 +233,7 @@ class EncoderModel(PlacementMethods, HookedRootModule):
         taken = [name for name in names if name in given]
         for name in taken:
             self.inside.weights.check(name, given[name])
+        self.inside.weights.check_ties({name: given[name] for name in taken})
         for name in taken:
             self.inside.weights.set(name, given[name])
         return torch.nn.modules.module._IncompatibleKeys(missing, unexpected)

@@ -47,9 +47,10 @@ class BertNextSentencePrediction:
             ValueError: for another number of sentences.
             AssertionError: the model has no tokenizer.
         """
-        if len(input) != 2:
+        if isinstance(input, str) or len(input) != 2:
+            got = "one text" if isinstance(input, str) else len(input)
             raise ValueError(
-                f"next sentence prediction is about exactly two sentences, got {len(input)}: pass a list of two texts"
+                f"next sentence prediction is about exactly two sentences, got {got}: pass a list of two texts"
             )
         return self.model.encode(input[0], input[1], move_to_device, truncate)
 
@@ -82,7 +83,7 @@ class BertNextSentencePrediction:
                 "or a BertForNextSentencePrediction"
             )
         tokens: Any = input
-        if isinstance(input, list):
+        if isinstance(input, (str, list)):
             tokens, types, mask = self.to_tokens(input)
             token_type_ids = types if token_type_ids is None else token_type_ids
             one_zero_attention_mask = mask if one_zero_attention_mask is None else one_zero_attention_mask

@@ -6,14 +6,14 @@ has a bias wherever there could be one; where HF has none it is zero and read-on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ReadOnlyWeightError, UnknownPointError, near_misses
+from ..errors import ReadOnlyWeightError, UnknownPointError, UnsupportedModelError, near_misses
 from ..readonly import read_only
 from ..shared import SharedWeight
 from .layout import placed
@@ -142,6 +142,25 @@ class EncoderWeights:
             raise ValueError(f"{name!r} has shape {tuple(there.shape)}, got {tuple(value.shape)}")
         if self._entry(name).shape is not None and value.any():
             raise ReadOnlyWeightError(f"{name!r} is no parameter of {type(self.hf_model).__name__}, so it stays zero")
+
+    def check_ties(self, values: Mapping[str, Tensor]) -> None:
+        """Refuse different values for weights that are one parameter of the model, as of a head tied to the embedding.
+
+        Raises:
+            UnsupportedModelError: (a ValueError) if there are any.
+        """
+        first: dict[int, tuple[str, Tensor]] = {}
+        for name, value in values.items():
+            entry = self._entry(name)
+            parameter = getattr(self.hf_model.get_submodule(entry.path), entry.attribute)
+            if entry.shape is None:
+                there = value.T if entry.view is _transposed else value
+                other, before = first.setdefault(id(parameter), (name, there))
+                if not torch.equal(before.to(there.device), there):
+                    raise UnsupportedModelError(
+                        f"{name} and {other} are one parameter in this HF model, and the state dict has different "
+                        "values for them. BERT can be made with tie_word_embeddings=False."
+                    )
 
     def stack(self, names: list[str]) -> Tensor:
         """Weights of several layers, stacked along a new first axis (read-only: it is a copy)."""
