@@ -199,3 +199,44 @@ def test_a_state_dict_is_pytorchs() -> None:
             warnings.simplefilter("ignore", FutureWarning)
             assert model.state_dict(mine, "at.") is mine
         assert list(mine) == [f"at.{name}" for name in state]
+
+
+def longer_positions(model: Any) -> None:
+    table = torch.arange(30.0 * BASE["d_model"]).sin().view(30, -1)
+    model.pos_embed.W_pos = nn.Parameter(table)
+
+
+@pytest.mark.parametrize(
+    ("kind", "put"), [("alibi", None), ("standard", longer_positions), ("shortformer", own_positions)], ids=str
+)
+def test_a_context_is_as_long_as_there_are_positions(kind: str, put: Callable[[Any], None] | None) -> None:
+    """ALiBi has no end, and positions of one's own have theirs, whatever ``n_ctx`` was."""
+    long = torch.randint(0, 17, (2, BASE["n_ctx"] + 9), generator=torch.Generator().manual_seed(6))
+    mask = torch.ones_like(long)
+    mask[0, :2] = 0
+    results = []
+    for package in PACKAGES:
+        model = built(package, positional_embedding_type=kind)
+        if put is not None:
+            put(model)
+        results.append((model(long), model(long, attention_mask=mask)[:, 2:]))
+    for mine, theirs in zip(*results, strict=True):
+        close("logits", mine.detach(), theirs.detach())
+
+
+def test_alibi_goes_on_beyond_the_context() -> None:
+    texts = []
+    for package in PACKAGES:
+        model = built(package, positional_embedding_type="alibi")
+        options: dict[str, Any] = {"do_sample": False, "stop_at_eos": False, "verbose": False}
+        # TransformerLens needs a tokenizer to generate with a key-value cache.
+        options["use_past_kv_cache"] = package is lensbridge
+        texts.append(model.generate(TOKENS, max_new_tokens=BASE["n_ctx"], **options))
+    assert torch.equal(*texts)
+
+
+def test_an_input_beyond_longer_positions_is_refused() -> None:
+    model = built(lensbridge)
+    longer_positions(model)
+    with pytest.raises(IndexError, match="31 tokens long.* 30"):
+        model(torch.zeros(1, 31, dtype=torch.long))

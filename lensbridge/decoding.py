@@ -216,12 +216,12 @@ class Decoding:
         if self._mask is not None and self._memory.sees_mask(past):
             counted = get_offset_position_ids(past, self._mask)
             inputs |= {"attention_mask": self._mask, "position_ids": counted + self.model.interior.counts_from}
-            refuse_too_long(self.length, counted, self.model.cfg.n_ctx)
+            refuse_too_long(self.length, counted, self.model.interior.n_positions)
         else:
             if past and self._takes_positions:
                 # As HF's generate does: where layer 0 has no keys, the model may count from there and miss the past.
                 inputs["position_ids"] = torch.full((self.prompt.shape[0], 1), past, device=self.text.device)
-            refuse_too_long(self.length, None, self.model.cfg.n_ctx)
+            refuse_too_long(self.length, None, self.model.interior.n_positions)
         with self.model._turn(), self._announced(past), self._memory.kept():
             listeners = self.model._listeners()
             if self._only_last_logits_matter(listeners):

@@ -104,7 +104,7 @@ def prepare(
             inputs["attention_mask"] = attention_mask
             positions = get_offset_position_ids(past, attention_mask)
             inputs["position_ids"] = positions + model.interior.counts_from
-        refuse_too_long(past + tokens.shape[1], positions, model.cfg.n_ctx)
+        refuse_too_long(past + tokens.shape[1], positions, model.interior.n_positions)
     call = Call(Request(inputs, span, residual), tokens, attention_mask, past_kv_cache)
     if past_kv_cache is not None:
         entries = dict(enumerate(past_kv_cache.entries))
@@ -159,14 +159,14 @@ def _mask_for(model: Any, tokens: Any, prepend_bos: bool | None, mask: Tensor | 
     return mask.to(tokens.device, torch.long if mask.is_floating_point() else mask.dtype)
 
 
-def refuse_too_long(length: int, positions: Tensor | None, n_ctx: int) -> None:
-    """Refuse more tokens than the context holds; padded ones may be more, as long as their positions are not.
+def refuse_too_long(length: int, positions: Tensor | None, n_ctx: int | None) -> None:
+    """Refuse more tokens than the context holds, if it has an end; padded ones may be more, if their positions are not.
 
     Raises:
         IndexError: the input is too long.
     """
     # On a GPU, HF's own failure would leave the process without a usable device.
-    if length > n_ctx and (positions is None or int(positions.max()) >= n_ctx):
+    if n_ctx is not None and length > n_ctx and (positions is None or int(positions.max()) >= n_ctx):
         raise IndexError(f"the input is {length} tokens long (with the key-value cache), the model's context {n_ctx}")
 
 

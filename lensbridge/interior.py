@@ -98,6 +98,11 @@ class Interior:
         return self.architecture.rereads
 
     @property
+    def n_positions(self) -> int | None:
+        """How many tokens a run can take."""
+        return self.cfg.n_ctx
+
+    @property
     def no_text(self) -> str | None:
         """Why no text can be written by asking for one token after the other; None if it can."""
         return self.architecture.no_text

@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..components import PosEmbed
 from ..config import HookedTransformerConfig
 from ..processing import Processing
+from .body import LEARNED_POSITIONS
 from .engine import NativeEngine
 from .model import NativeForCausalLM
 from .processing import process_weights
@@ -62,6 +64,15 @@ class NativeInterior:
     def of(cls, hf_model: NativeForCausalLM) -> NativeInterior:
         """The views of a native model."""
         return cls(hf_model, hf_model.cfg, NativeWeights(hf_model), NativeBasis(), NativeEngine(hf_model))
+
+    @property
+    def n_positions(self) -> int | None:
+        """How many tokens a run can take; None for any number: ALiBi, and positions from a module of the user's."""
+        kind = self.cfg.positional_embedding_type
+        if kind not in LEARNED_POSITIONS:
+            return None if kind == "alibi" else self.cfg.n_ctx
+        positions = self.hf_model.pos_embed
+        return len(positions.W_pos) if isinstance(positions, PosEmbed) else None
 
     def points(self) -> tuple[str, ...]:
         """No names: a run comes by the hook points in TransformerLens' order, so that nobody has to know it."""
