@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test lint types pytest docs families clean
+.PHONY: help demo test lint types pytest docs families downstream clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -47,8 +47,12 @@ families: $(VENV)/.installed-for-tests
 	$(BIN)/python docs/make_comparison.py
 	$(BIN)/python docs/make_families.py
 
+# Libraries written for TransformerLens, on 3.9.0 and under the alias: an environment of their own, then some minutes.
+downstream: $(VENV)/.installed-for-tests
+	DOWNSTREAM_ENV=$(VENV)-downstream $(BIN)/python -m compat_tests.downstream.run
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-downstream build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)

@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .engine.parts import run_attention, run_mlp
-from .errors import UnknownPointError
+from .errors import UnknownPointError, UnsupportedModelError
 from .experts import Experts
 from .factored_matrix import FactoredMatrix
 from .hook_points import HookPoint
@@ -76,6 +76,8 @@ class Component(nn.Module):
         if name in type(self).weight_names:
             self.interior.weights.set(f"{self.prefix}.{name}", value)
             return
+        if isinstance(value, nn.Module):
+            self.interior.rearranged = True
         super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
@@ -181,6 +183,30 @@ class Attention(Component):
     def QK(self) -> FactoredMatrix:
         """``W_Q @ W_K.T`` per head, [head, d_model, d_model], destination on the left (Elhage et al. 2021)."""
         return FactoredMatrix(self.W_Q, self.W_K.transpose(-1, -2))
+
+    @property
+    def attn_type(self) -> str:
+        """ "global", or "local" in a layer with a sliding window."""
+        kinds = self.cfg.attn_types
+        return "global" if kinds is None else kinds[self.layer_id]
+
+    @property
+    def mask(self) -> Bool[Tensor, "n_ctx n_ctx"]:
+        """Where a query (row) attends to a key, in TransformerLens' words: HuggingFace makes a mask for each run."""
+        size = self.cfg.n_ctx
+        attended = torch.ones(size, size, dtype=torch.bool, device=self.cfg.device)
+        if self.cfg.attention_dir == "causal":
+            attended = attended.tril()
+        return attended.triu(1 - self.cfg.window_size) if self.attn_type == "local" else attended
+
+    @mask.setter
+    def mask(self, value: Tensor) -> None:
+        # Libraries share one mask among layers.
+        if not torch.equal(value.to(self.cfg.device), self.mask):
+            raise UnsupportedModelError(
+                f"{self.prefix}.mask cannot be changed: HuggingFace makes the mask of each run. Hook "
+                f"{self.prefix}.hook_attn_scores, and set scores to -inf."
+            )
 
     def forward(
         self,

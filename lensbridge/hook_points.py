@@ -166,7 +166,7 @@ class HookPoint(nn.Module):
         """Show ``x`` to the hooks and return what they make of it."""
         if not (self.fwd_hooks or self.bwd_hooks):
             return x
-        if self.bwd_hooks and torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
+        if self.bwd_hooks and torch.is_grad_enabled() and isinstance(x, Tensor):
             return self._forward_watching_gradient(x)
         return self.run_forward_hooks(x)
 
@@ -229,19 +229,23 @@ class HookPoint(nn.Module):
         # The graph keeps them: they are called even if they are removed before the backward pass, as PyTorch's own are.
         hooks = self._live(self.bwd_hooks)
 
-        def at_output(gradient: Tensor) -> None:
+        def at_output(gradient: Tensor) -> Tensor | None:
             replacement.clear()
             for hook in hooks:
                 result = hook(gradient, hook=self)
                 if result is not None:
                     replacement[:] = [result[0] if isinstance(result, tuple) else result]
+            # Where a forward hook starts the graph, nothing comes before it.
+            return None if x.requires_grad else at_input(gradient)
 
         def at_input(gradient: Tensor) -> Tensor | None:
             return replacement[0] if replacement else None
 
-        # An edit in place would move the hook at the input behind itself; a copy keeps it before.
-        inner = x.view_as(x) if all(isinstance(h.user_hook, ReadOnlyHook) for h in self.fwd_hooks) else x.clone()
-        inner.register_hook(at_input)
+        inner = x
+        if x.requires_grad:
+            # An edit in place would move the hook at the input behind itself; a copy keeps it before.
+            inner = x.view_as(x) if all(isinstance(h.user_hook, ReadOnlyHook) for h in self.fwd_hooks) else x.clone()
+            inner.register_hook(at_input)
         outer = self.run_forward_hooks(inner)
         if not outer.requires_grad:
             return outer

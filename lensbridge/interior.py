@@ -38,6 +38,8 @@ class Interior:
     weights: WeightViews
     basis: Basis
     engine: Engine
+    #: Whether a module was put into the tree since it was last looked at (`splicing`).
+    rearranged: bool = False
 
     #: Whether nnsight's traces can be opened on the model.
     can_be_traced: ClassVar[bool] = True
@@ -76,6 +78,14 @@ class Interior:
     def served(self, known: Collection[str]) -> set[str]:
         """The hook points that the engine shows values to; ``known`` are those that the model has."""
         return {*self.points(), *added_names(self.cfg.n_layers)}
+
+    def replaceable(self, component: str) -> bool:
+        """Whether a module can be put in the place of a component, by its name: of MLPs, and of the unembedding."""
+        kind, architecture = component.rpartition(".")[2], self.architecture
+        if kind == "mlp":
+            return architecture.blocks[int(component.split(".")[1])].replaceable_mlp
+        plain = architecture.head is None and architecture.unembed_divisor is None
+        return kind == "unembed" and plain and architecture.after_unembed in (None, "cap")
 
     @cached_property
     def counts_from(self) -> int:

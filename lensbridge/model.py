@@ -20,18 +20,17 @@ from . import loading
 from .activation_cache import ActivationCache
 from .architectures import Architecture
 from .assembly import assembled, tokenizer_for
+from .blocks import Component
 from .cache import TransformerLensKeyValueCache
 from .config import HookedTransformerConfig
-from .errors import EMBEDDINGS_ALONE, DisabledPointError, UnsupportedModelError
+from .errors import EMBEDDINGS_ALONE, UnsupportedModelError
 from .generation import GenerationMethods
-from .hook_points import HookPoint
 from .hooked_root_module import HookedRootModule
 from .inputs import Call, past_length, prepare, span_of
-from .interior import listening
 from .later import Later, LaterDict
+from .listening import ListeningMethods
 from .loading import DTYPE_FROM_STRING as DTYPE_FROM_STRING
 from .placement import PlacementMethods
-from .points import FLAG_SETTERS, point_of
 from .processing import Processing
 from .sample_data import SampleDataMethods
 from .sweeps import SweepMethods
@@ -63,6 +62,7 @@ class _Recording(NamedTuple):
 
 
 class HookedTransformer(
+    ListeningMethods,
     TokenMethods,
     WeightMethods,
     TraceMethods,
@@ -133,6 +133,7 @@ class HookedTransformer(
         self.training = self.hf_model.training
         if move_to_device:
             self.move_model_modules_to_device()
+        self._components = [name for name, module in self.named_modules() if isinstance(module, Component)]
         self.setup()
 
     @property
@@ -362,61 +363,6 @@ class HookedTransformer(
                 self._recording = before
 
     # --- hook points --------------------------------------------------------------------------------------------------
-
-    def setup(self) -> None:
-        """Name the modules and find the hook points, and modules that were put in a hook point's place."""
-        super().setup()
-        known = ((name, point_of(name)) for name in self.hook_dict)
-        #: The flag of each point that has one.
-        self._flags = {name: point.flag for name, point in known if point is not None and point.flag}
-        # Every run asks whether there is a hook at all: one look at the lists themselves.
-        self._hook_lists = [h for p in self.hook_points() for h in (p.fwd_hooks, p.bwd_hooks, p._forward_hooks)]
-        self._ours = self.interior.points()
-        served = self.interior.served(self.hook_dict)
-        self._foreign = self.hook_dict.keys() - served
-        modules = self.mod_dict
-        self._spliced = {n: modules[n] for n in served if n in modules and not isinstance(modules[n], HookPoint)}
-
-    def _listeners(self) -> dict[str, nn.Module]:
-        if not self._spliced and not any(self._hook_lists):
-            return {}
-        found = listening(self.hook_dict)
-        for name in found.keys() & self._flags.keys():
-            self._check_flag(name)
-        # Hook points inside a spliced-in module fire when that module calls them.
-        return {name: point for name, point in found.items() if name not in self._foreign} | self._spliced
-
-    def _why_absent(self, name: str) -> str:
-        reason = self.interior.why_absent(name)
-        return "" if reason is None else f": {reason}"
-
-    def _check_flag(self, name: str) -> None:
-        if not self._is_on(name):
-            flag = self._flags[name]
-            raise DisabledPointError(
-                f"{name!r} is off, so a hook there would never fire: call model.{FLAG_SETTERS[flag]}(True) first "
-                f"({flag})"
-            )
-
-    def _is_on(self, name: str) -> bool:
-        flag = self._flags.get(name)
-        return flag is None or bool(getattr(self.cfg, flag))
-
-    def check_hooks_to_add(
-        self,
-        hook_point: HookPoint,
-        hook_point_name: str,
-        hook: Any,
-        dir: Any = "fwd",
-        is_permanent: bool = False,
-        prepend: bool = False,
-    ) -> None:
-        """Refuse a hook on a point that its flag turns off.
-
-        Raises:
-            DisabledPointError: (a KeyError and an AssertionError) naming the setter to call.
-        """
-        self._check_flag(hook_point_name)
 
     def set_use_attn_result(self, use_attn_result: bool) -> None:
         """Turn ``attn.hook_result`` on or off: what each head adds to the residual stream."""

@@ -175,8 +175,11 @@ POINTS: tuple[Point, ...] = (
     Point("unembed.hook_out", "batch pos d_vocab", "logits = in @ W_U + b_U"),
 )
 
-#: Points that libraries put into a model's components themselves (SAELens does); served where they exist.
-ADDED: tuple[Point, ...] = (Point("blocks.{l}.mlp.hook_in", RESID, "what the MLP reads: n"),)
+#: Points that libraries put into a model's components themselves (SAELens, circuit-tracer); served where they exist.
+ADDED: tuple[Point, ...] = (
+    Point("blocks.{l}.mlp.hook_in", RESID, "what the MLP reads: n"),
+    Point("blocks.{l}.mlp.hook_out", RESID, "what the MLP returns: mlp_out, or what the norm behind it reads"),
+)
 
 #: template -> row.
 BY_NAME = {point.name: point for point in POINTS}

@@ -94,7 +94,7 @@ def _traced(model: HookedTransformer) -> Engine:
             "a model that was made from a config has no traces, because nnsight's values belong to modules of "
             "HuggingFace's own: use run_with_hooks, hooks or run_with_cache, whose hook points are the same"
         )
-    return model.interior.engine  # type: ignore[return-value]
+    return model.interior.engine
 
 
 class _Host:

@@ -185,6 +185,12 @@ class Block:
         )
 
     @property
+    def replaceable_mlp(self) -> bool:
+        """Whether a module can be put in the MLP's place: a norm is before it, and it is added as it is, or normed."""
+        as_it_is = self.mlp_factor is None and self.mlp_also is None and "mlp_out" not in self.factors
+        return bool(self.mlp) and "norm before MLP" in self.features and as_it_is
+
+    @property
     def moves_value_bias(self) -> bool:
         """Whether a bias of the values adds a constant to what attention writes: rows of the pattern sum to one, and
         nothing stands between values, pattern and output projection."""

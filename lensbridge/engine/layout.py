@@ -37,6 +37,7 @@ from .places import (
 from .sites import (
     BranchSite,
     GateUpSite,
+    OutputSite,
     PartSite,
     PlainSite,
     PositionSite,
@@ -285,7 +286,19 @@ class _BlockLayout:
             ln2 = NormSite(f"{prefix}.ln2", norm, reader=f"{prefix}.mlp.hook_in", shared=shared, flat=block.flat_mlp)
             copy = CopySite(f"{prefix}.hook_mlp_in", ln2.place, ln2 if shared else None)
             sites += [copy, ln2, *([ReaderSite(ln2, self.place("mlp", "input"), copy)] if shared else [])]
-        return [*sites, *(self.neurons() if block.mlp_out is not None else self.experts())]
+        return [*sites, *(self.neurons() if block.mlp_out is not None else self.experts()), *self.output()]
+
+    def output(self) -> list[Site]:
+        """What the MLP returns, for who puts a module in its place."""
+        block, name = self.block, f"{self.prefix}.mlp.hook_out"
+        if not block.replaceable_mlp:
+            return []
+        if block.ln2_post is not None:
+            return [PlainSite(name, Place(self.path("mlp"), "output", block.flat_mlp))]
+        branch = block.branches[1]
+        assert branch is not None
+        flat = block.flat_mlp or block.flat_mlp_out
+        return [OutputSite(name, Place(self.architecture.below(self.layer, branch), "output", flat))]
 
     def experts(self) -> list[Site]:
         """Which experts are chosen, and what they compute."""

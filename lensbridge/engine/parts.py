@@ -27,8 +27,7 @@ def run_mlp(engine: Engine, layer: int, x: Tensor, listeners: Listeners) -> Tens
     """One layer's MLP on the output of its norm."""
     arch = engine.architecture
     hidden = engine.basis.norm_output_as_hf(x, engine.norms[arch.in_layer(layer, "ln2")])
-    kwargs = {"hidden_states": hidden.contiguous()}
-    output = _run_module(engine, layer, arch.in_layer(layer, "mlp"), kwargs, listeners, {})
+    output = _run_module(engine, layer, arch.in_layer(layer, "mlp"), hidden.contiguous(), {}, listeners, {})
     return Stream(engine.basis.centres_stream).read_branch(output)
 
 
@@ -55,11 +54,11 @@ def run_attention(
     mask = causal_mask(hidden, past, attention_mask)
     if additive_attention_mask is not None:
         mask = mask + additive_attention_mask
-    kwargs: dict[str, Any] = {"hidden_states": hidden.contiguous(), "attention_mask": mask}
+    kwargs: dict[str, Any] = {"attention_mask": mask}
     entries = {} if past_kv_cache_entry is None else {layer: past_kv_cache_entry}
     if entries:
         kwargs["past_key_values"] = hf_cache(entries, basis)
-    output = _run_module(engine, layer, arch.in_layer(layer, "attn"), kwargs, listeners, own)
+    output = _run_module(engine, layer, arch.in_layer(layer, "attn"), hidden.contiguous(), kwargs, listeners, own)
     if entries:
         append_new(entries, kwargs["past_key_values"], basis)
     return Stream(basis.centres_stream).read_branch(output)
@@ -78,7 +77,13 @@ def causal_mask(hidden: Tensor, past: int, attention_mask: Tensor | None) -> Ten
 
 @in_turn
 def _run_module(
-    engine: Engine, layer: int, path: str, kwargs: dict[str, Any], listeners: Listeners, own: dict[str, Tensor]
+    engine: Engine,
+    layer: int,
+    path: str,
+    hidden: Tensor,
+    kwargs: dict[str, Any],
+    listeners: Listeners,
+    own: dict[str, Tensor],
 ) -> Tensor:
     """Call the HF module at ``path`` with its hook points firing; returns its (first) output, in HF's basis.
 
@@ -92,18 +97,18 @@ def _run_module(
     eager = "attention_mask" in kwargs
     if not plan.sites:
         with engine.eager_attention(eager):
-            output = engine.hf_model.get_submodule(path)(**kwargs)
+            output = engine.hf_model.get_submodule(path)(hidden, **kwargs)
         return output[0] if isinstance(output, tuple) else output
     with engine.wrapped(plan) as view, engine.eager_attention(eager or plan.needs_eager):
-        run = engine.new_run(view, listeners, edits, batch_size=kwargs["hidden_states"].shape[0])
+        run = engine.new_run(view, listeners, edits, batch_size=hidden.shape[0])
         run.inputs = {(layer, letter): value for letter, value in own.items()}
         with run.explaining():
-            return _trace_part(view, path, kwargs, run, plan)
+            return _trace_part(view, path, hidden, kwargs, run, plan)
 
 
-def _trace_part(view: View, path: str, kwargs: dict[str, Any], run: Run, plan: Plan) -> Tensor:
+def _trace_part(view: View, path: str, hidden: Tensor, kwargs: dict[str, Any], run: Run, plan: Plan) -> Tensor:
     part = view[path]
-    with part.trace(**kwargs):
+    with part.trace(hidden, **kwargs):
         output = nnsight.save(_walk_part(view, path, run, plan))
     return output
 

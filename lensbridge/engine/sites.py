@@ -156,7 +156,7 @@ class Run:
             self._record(name, value)
             return value, False
         shown = value.clone() if live else value
-        before = None if shown.is_inference() else shown._version
+        before = None if shown.is_inference() else (shown._version, shown.requires_grad)
         result = self.view.show(point, shown)
         if not isinstance(result, Tensor):
             raise HookError(
@@ -165,7 +165,7 @@ class Run:
             )
         self._note_if_unlike(name, shown, result)
         self._record(name, result)
-        return result, result is not shown or before is None or result._version != before
+        return result, result is not shown or before is None or (result._version, result.requires_grad) != before
 
     def keep(self, name: str, value: Tensor) -> None:
         """Keep a value that is there already, where nobody listens."""
@@ -310,6 +310,10 @@ class BranchSite(Site):
         return basis.centres_stream
 
     def visit(self, run: Run) -> None:
+        self._show(run)
+        run.stream.add_branch(self.with_next)
+
+    def _show(self, run: Run) -> None:
         name = self.names[0]
         if run.listens(name):
             value = run.stream.read_branch(self._read(run))
@@ -317,7 +321,6 @@ class BranchSite(Site):
             if changed:
                 self._write(run, value)
                 run.stream.branch_written(value)
-        run.stream.add_branch(self.with_next)
 
     def record(self, run: Run) -> None:
         x = self._read(run)
@@ -331,6 +334,14 @@ class BranchSite(Site):
 
     def _write(self, run: Run, value: Tensor) -> None:
         run.write(self.place, value)
+
+
+class OutputSite(BranchSite):
+    """What a component returns, before that is shown as a branch."""
+
+    def visit(self, run: Run) -> None:
+        if run.listens(self.names[0]):
+            self._show(run)
 
 
 class PartSite(Site):

@@ -49,6 +49,8 @@ class NativeInterior:
     weights: NativeWeights
     basis: NativeBasis
     engine: NativeEngine
+    #: Not asked: the modules of the tree are those that compute.
+    rearranged: bool = False
 
     can_be_traced: ClassVar[bool] = False
     counts_from: ClassVar[int] = 0
