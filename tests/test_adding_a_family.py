@@ -16,7 +16,7 @@ import lensbridge
 from lensbridge.architectures import BY_CLASS
 
 PACKAGE = Path(lensbridge.__file__).parent
-RECORD = '''"""Odd (made up): keys, queries and values in this order; a gate with a sigmoid; norms store their gain less one."""
+RECORD = '''"""Odd (made up): keys come before queries; a gate with a sigmoid; norms store their gain less one."""
 
 from .forms import Layout, Softmax
 from .record import Architecture, Block
