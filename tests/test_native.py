@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
 from lensbridge import HookedTransformerConfig, HookPoint, TransformerLensKeyValueCache
+from lensbridge.errors import UnsupportedModelError
 from lensbridge.native import NativeConfig, NativeForCausalLM
 from lensbridge.native.initialisation import MODES
 
@@ -156,6 +157,29 @@ def test_save_and_load(model: NativeForCausalLM, ids: torch.Tensor, tmp_path: Pa
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
     assert torch.equal(loaded(ids).logits, model(ids).logits)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), NativeConfig)
+
+
+def test_another_vocabulary_is_refused(model: NativeForCausalLM) -> None:
+    with pytest.raises(UnsupportedModelError, match="d_vocab"):
+        model.resize_token_embeddings(40)
+
+
+def tied_head(model: NativeForCausalLM) -> None:
+    model.unembed.W_U = torch.nn.Parameter(model.embed.W_E.data.T)
+
+
+def tied_layers(model: NativeForCausalLM) -> None:
+    model.blocks[1] = model.blocks[0]
+
+
+@pytest.mark.parametrize("tie", [tied_head, tied_layers])
+def test_weights_that_were_tied_by_hand_are_saved(tie: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+    model = new_model()
+    tie(model)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert len({p.data_ptr() for p in loaded.parameters()}) == len(dict(new_model().named_parameters()))
 
 
 def test_what_is_computed_from_the_config_is_not_saved(tmp_path: Path) -> None:

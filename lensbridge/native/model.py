@@ -7,6 +7,7 @@ points fire in every forward pass.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..cache import TransformerLensKeyValueCache
 from ..components.abstract_attention import CONSTANTS, AbstractAttention
 from ..config import HookedTransformerConfig
+from ..errors import UnsupportedModelError
 from ..utilities.tensors import get_offset_position_ids
 from .body import LEARNED_POSITIONS, Entries, NativeBody
 from .config import NativeConfig, fields_of
@@ -97,10 +99,29 @@ class NativeForCausalLM(NativeBody, NativePreTrainedModel, GenerationMixin):
         """The module that gives logits."""
         return self.unembed
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers; the config is saved as it is now."""
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused.
+
+        Raises:
+            UnsupportedModelError: (a ValueError) always.
+        """
+        raise UnsupportedModelError(
+            "a native model has the vocabulary of its config: make one with another d_vocab, and copy W_E, W_U and b_U "
+            "for the tokens that both have"
+        )
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """As in transformers; the config is saved as it is now, and weights that were tied by hand one by one."""
         self.config.hooked_transformer = fields_of(self.cfg)
-        super().save_pretrained(*args, **kwargs)
+        state_dict = apart(self.state_dict() if state_dict is None else state_dict)
+        super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         # The modules look at cfg.dtype to know where they compute in float32.
@@ -191,6 +212,17 @@ class NativeForCausalLM(NativeBody, NativePreTrainedModel, GenerationMixin):
                 f"{self.cfg.positional_embedding_type} positions has no place for them"
             )
         return given
+
+
+def apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict with a copy of each weight that lies in the memory of one before it: files have no ties."""
+    seen: set[int] = set()
+    out = {}
+    for name, value in state.items():
+        memory = value.untyped_storage().data_ptr()
+        out[name] = value.clone(memory_format=torch.contiguous_format) if memory in seen else value
+        seen.add(memory)
+    return out
 
 
 def entries_of(cache: Cache | TransformerLensKeyValueCache | None) -> tuple[Entries | None, int]:
