@@ -16,6 +16,7 @@ from rich.console import Console
 
 from lensbridge import __version__
 from lensbridge.checking import command as check
+from lensbridge.comparing import command as comparing
 from lensbridge.demo import command as demo
 from lensbridge.errors import LensbridgeError
 from lensbridge.porting import command as porting
@@ -34,6 +35,12 @@ class Command(NamedTuple):
 COMMANDS: tuple[Command, ...] = (
     Command("demo", "look inside a model: induction, indirect objects, activation patching", demo.configure, demo.run),
     Command("check", "whether a model's hook points keep what they promise", check.configure, check.run),
+    Command(
+        "compare",
+        "how far a model is from HuggingFace and TransformerLens, and what each takes",
+        comparing.configure,
+        comparing.run,
+    ),
     Command("run", "run a file or notebook that imports transformer_lens", running.configure, running.run),
     Command("port", "rewrite imports of transformer_lens in files", porting.configure, porting.run),
 )

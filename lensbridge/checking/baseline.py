@@ -129,10 +129,10 @@ def check_against_modules(subject: Subject) -> list[Outcome]:
     for prefix in sorted(name.removesuffix(".hook_scale") for name in look.values if name.endswith(".hook_scale")):
         module = subject.model.mod_dict[prefix].path
         with findings.trying("norms' outputs", module):
-            call, calls = _call(subject, prefix, module)
+            call, calls = call_of_norm(subject, prefix, module)
             output = plain.output(module, call, calls)
             value, output = look.normed(prefix), subject.batch_first(module, output)
-            if _heads_first(subject, prefix):
+            if has_heads_first(subject, prefix):
                 output = output.transpose(1, 2)
             findings.compare("norms' outputs", value.reshape(output.shape).to(output.dtype), output, module)
     with findings.trying("unembed.hook_out is the head's output"):
@@ -150,7 +150,7 @@ def _same_stream(findings: Findings, check: str, look: Look, name: str, expected
         findings.absent(check, reason)
 
 
-def _call(subject: Subject, prefix: str, module: str) -> tuple[int, int]:
+def call_of_norm(subject: Subject, prefix: str, module: str) -> tuple[int, int]:
     """Which call of its module a norm is, and how many there are: one may norm several things in turn."""
     architecture = subject.architecture
     if module == architecture.ln_final:
@@ -162,7 +162,7 @@ def _call(subject: Subject, prefix: str, module: str) -> tuple[int, int]:
     return 0, 1
 
 
-def _heads_first(subject: Subject, prefix: str) -> bool:
+def has_heads_first(subject: Subject, prefix: str) -> bool:
     """Whether a norm of queries or keys has heads before positions."""
     of_heads = prefix.endswith(("q_norm", "k_norm"))
     return of_heads and subject.block(int(prefix.split(".")[1])).qk_norm_heads_first

@@ -16,7 +16,7 @@ from torch import Tensor
 from .attention_identities import attention_identities
 from .mlp_identities import mlp_identities
 from .norm_identities import norm_identities
-from .subject import LENGTH, Look, Subject
+from .subject import Look, Subject
 
 
 class Identity(NamedTuple):
@@ -164,7 +164,8 @@ def _after(subject: Subject) -> Iterator[tuple]:
     read, equation = last + normed, f"the last {normed}"
 
     def given(look: Look) -> Tensor:
-        value, length = look.normed("ln_final") if subject.has("ln_final.hook_scale") else look[read], LENGTH
+        value = look.normed("ln_final") if subject.has("ln_final.hook_scale") else look[read]
+        length = subject.tokens.shape[1]
         # Positions that come before the text are left out; or it is the first of several streams behind the text's.
         return value[:, length : 2 * length] if subject.architecture.several_unembedded else value[:, -length:]
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import webbrowser
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +23,7 @@ from lensbridge.demo.heads import Head
 from lensbridge.demo.page import render_page
 from lensbridge.demo.report import print_report
 from lensbridge.demo.words import all_words
-
-#: Width (d_model) up to which a model's matrices are too small to share among threads.
-SMALL = 256
+from lensbridge.threads import threads_for
 
 DEFAULT_PAGE = Path("lensbridge-demo.html")
 
@@ -66,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         # The bar that transformers shows while it reads weights.
         disable_progress_bar()
     model = HookedTransformer.from_pretrained(args.model, device=args.device)
-    with _threads_for(model):
+    with threads_for(model):
         result = run_demo(model, args.model, seed=args.seed, quick=args.quick, progress=not args.no_progress)
     print_report(result, console)
     args.html.write_text(render_page(result, __version__), encoding="utf-8")
@@ -78,18 +74,6 @@ def run(args: argparse.Namespace) -> int:
     if args.open:
         webbrowser.open(args.html.absolute().as_uri())
     return 0
-
-
-@contextmanager
-def _threads_for(model: HookedTransformer) -> Iterator[None]:
-    """One thread for a small model: waiting for each other costs threads more than they gain, a lot on a busy CPU."""
-    before = torch.get_num_threads()
-    if model.cfg.d_model <= SMALL:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def as_json(result: DemoResult, version: str) -> dict[str, Any]:

@@ -82,6 +82,12 @@ class Engine:
         """Every site there is: before the blocks, by block, after the blocks."""
         return sites_of(self.architecture, self.cfg, self.norms)
 
+    @property
+    def sites(self) -> list[Site]:
+        """Every site of the model, in TransformerLens' order."""
+        before, blocks, after = self._sites
+        return [*before, *(site for block in blocks for site in block), *after]
+
     @cached_property
     def norms(self) -> dict[str, Norm]:
         """Every norm of the model, by its path in the HF model."""
