@@ -1,13 +1,15 @@
 """What does the page ``docs/families.md`` say? What `lensbridge.checking` finds on a tiny model of every family.
 
 ``python docs/make_families.py`` checks all families and writes the page, which takes minutes; with names of families it
-checks these, with ``--new`` those that have no row yet, and leaves the other rows as they are. The tests make the same
-checks and compare each row.
+checks these, and leaves the other rows as they are; with ``--data`` it checks none. What the table says goes into
+``lensbridge/assets/families.json`` as well, which ``lensbridge models`` shows. The tests make the same checks and compare
+each row.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import logging
 import sys
 import textwrap
@@ -26,6 +28,7 @@ from lensbridge.points import ABSENT
 from lensbridge.tiny import FAMILIES, UNBUILDABLE, tiny_family
 
 PAGE = Path(__file__).with_name("families.md")
+DATA = Path(__file__).parent.parent / "lensbridge" / "assets" / "families.json"
 COMPARED = Path(__file__).parent.parent / "compat_tests" / "rough_families.py"
 
 #: column -> the groups of checks that it stands for.
@@ -184,11 +187,34 @@ def rows_of(page: str) -> dict[str, str]:
     return {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
 
 
+def data_of(rows: dict[str, str]) -> str:
+    """The table as JSON: family -> its class, and what each column says of it or why it is not served."""
+    columns, found = ("vocabulary", "points", *COLUMNS, "3.9.0"), dict[str, dict[str, str]]()
+    for key in FAMILIES:
+        _, hf_class, *cells = (cell.strip() for cell in rows[key].removeprefix("|").removesuffix("|").split("|"))
+        found[key] = {"class": hf_class.strip("`")}
+        if cells[0].startswith(NOT_SERVED):
+            found[key]["not served"] = cells[0].removeprefix(NOT_SERVED).strip()
+        else:
+            found[key] |= dict(zip(columns, cells, strict=True))
+    about = "What docs/families.md says of each family; both are made by docs/make_families.py."
+    return json.dumps({"about": about, "families": found}, indent=1) + "\n"
+
+
+def write(rows: dict[str, str]) -> None:
+    """Write the page and its data."""
+    PAGE.write_text(render(rows), encoding="utf-8")
+    DATA.write_text(data_of(rows), encoding="utf-8")
+
+
 def main(arguments: list[str]) -> None:
     """Check families, all of them if none is named, and write the page."""
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     rows = rows_of(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
+    if arguments == ["--data"]:
+        DATA.write_text(data_of(rows), encoding="utf-8")
+        return
     wanted = [
         key
         for key in FAMILIES
@@ -201,7 +227,7 @@ def main(arguments: list[str]) -> None:
         print(key, *(f"\n    {each.group}: {each.check}: {each.detail}" for each in report.failures), flush=True)
         rows[key] = row(key, report)
         # Whoever loses patience keeps what was found.
-        PAGE.write_text(render(rows), encoding="utf-8")
+        write(rows)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from lensbridge.checking import command as check
 from lensbridge.comparing import command as comparing
 from lensbridge.demo import command as demo
 from lensbridge.errors import LensbridgeError
+from lensbridge.listing import hooks, models
 from lensbridge.porting import command as porting
 from lensbridge.running import command as running
 
@@ -41,6 +42,8 @@ COMMANDS: tuple[Command, ...] = (
         comparing.configure,
         comparing.run,
     ),
+    Command("hooks", "the hook points of a model, and where they are", hooks.configure, hooks.run),
+    Command("models", "families of models, and the names that they go by", models.configure, models.run),
     Command("run", "run a file or notebook that imports transformer_lens", running.configure, running.run),
     Command("port", "rewrite imports of transformer_lens in files", porting.configure, porting.run),
 )

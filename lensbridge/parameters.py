@@ -61,6 +61,11 @@ def factor_of(module: nn.Module, path: Factor | None, power: float = 1.0) -> Any
     return None if isinstance(factor, (int, float)) and factor == 1 else factor
 
 
+def _shown(factor: Any) -> str:
+    """A factor in a message; on the meta device it has no value."""
+    return "a factor" if isinstance(factor, Tensor) and factor.is_meta else f"{float(factor):g}"
+
+
 def matrix(module: nn.Module) -> Tensor:
     """The weight of an affine module as [in, out], sharing memory."""
     weight: Tensor = module.weight  # type: ignore[assignment]
@@ -169,7 +174,7 @@ class Parameters:
         scale = factor_of(embed, arch.embed_scale) if arch.embed_scale else scale
         out.weights["W_E"] = embed.weight if scale is None else embed.weight * scale
         if scale is not None:
-            out.made["W_E"] = f"{type(self.hf_model).__name__} multiplies its embedding by {float(scale):g}"
+            out.made["W_E"] = f"{type(self.hf_model).__name__} multiplies its embedding by {_shown(scale)}"
             out.sources["W_E"] = embed.weight
         if arch.project_in is not None:
             self._map(out, "W_E", embed.weight, arch.project_in, out.weights["W_E"] @ self._matrix(arch.project_in))

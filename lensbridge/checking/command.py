@@ -85,8 +85,8 @@ def model_of(name: str, tiny: bool = False, device: str | None = None) -> tuple[
     Raises:
         ModelNotFoundError, UnsupportedModelError: see `HookedTransformer.from_pretrained`.
     """
-    if tiny or (_is_family(name) and name not in known_names() and not Path(name).is_dir()):
-        hf = _tiny(name)
+    if tiny or (is_family(name) and name not in known_names() and not Path(name).is_dir()):
+        hf = tiny_copy(name)
         if device is not None:
             hf = hf.to(device)
         model = hooked(hf, name)
@@ -97,7 +97,8 @@ def model_of(name: str, tiny: bool = False, device: str | None = None) -> tuple[
     return model, KNOWN.get(name if name in FAMILIES else model_type, {})
 
 
-def _is_family(name: str) -> bool:
+def is_family(name: str) -> bool:
+    """Whether a name is that of a family, or of a HuggingFace class."""
     return name in FAMILIES or _class_of(name) is not None
 
 
@@ -114,7 +115,8 @@ def _class_of(name: str) -> Any:
     return found if isinstance(found, type) else None
 
 
-def _tiny(name: str) -> Any:
+def tiny_copy(name: str) -> Any:
+    """A tiny random model of a family or class, or of a checkpoint's config."""
     if name in FAMILIES:
         return tiny_family(name)
     cls = _class_of(name)

@@ -10,6 +10,8 @@ from .subject import Subject
 #: Points that show keys and values, of which there may be fewer heads.
 KEYS_AND_VALUES = ("hook_k", "hook_v", "hook_rot_k", "hook_k_input", "hook_v_input")
 VALUES = ("hook_v", "hook_z")
+#: The axes whose sizes differ between queries, keys and values.
+HEAD_AXES = ("head", "d_head")
 
 
 def shape_problems(subject: Subject, name: str, value: Tensor) -> list[str]:
@@ -44,20 +46,20 @@ def _size(subject: Subject, name: str, axis: str) -> int | None:
         "query_pos": length,
         "key_pos": length,
         "batch*pos": batch * length,
-        "d_model": _width(subject, name),
+        "d_model": width_of(subject, name),
         "d_vocab": cfg.d_vocab_out,
         "expert": cfg.num_experts,
         "1": 1,
     }
-    if axis in ("head", "d_head"):
-        return _of_heads(subject, name, axis)
+    if axis in HEAD_AXES:
+        return heads_axis(subject, name, axis)
     if axis == "d_mlp":
         weight = subject.weight(name.rpartition(".")[0] + ".W_out")
         return None if weight is None else weight.shape[0]
     return sizes.get(axis)
 
 
-def _width(subject: Subject, name: str) -> int | None:
+def width_of(subject: Subject, name: str) -> int | None:
     """The width of the stream, or of embeddings that are mapped to it, or of what a head unembeds."""
     architecture = subject.architecture
     if name == "unembed.hook_in" and architecture.head is not None:
@@ -67,7 +69,8 @@ def _width(subject: Subject, name: str) -> int | None:
     return subject.model.cfg.d_model
 
 
-def _of_heads(subject: Subject, name: str, axis: str) -> int | None:
+def heads_axis(subject: Subject, name: str, axis: str) -> int | None:
+    """How many heads a point of attention has, or of which size; None where it is not known beforehand."""
     heads, short = subject.heads(int(name.split(".")[1])), name.rpartition(".")[2]
     if axis == "head":
         # The norm is shown as the values' copies have it.

@@ -27,7 +27,8 @@ FLOOR = -9.0
 NO_NUMBER = 1000.0
 
 WORDS = {True: ("clear", "holds"), False: ("none", "broken"), None: ("partial", "not tried")}
-COLUMNS = ("point", "layer", "max", "mean", "max relative", "mean relative", "bits", "", "compared with")
+NUMBERS = ("layer", "max", "mean", "max relative", "mean relative")
+COLUMNS = ("point", *NUMBERS, "same bits", "status", "compared with")
 HOW = (
     "A difference is taken over all entries of a point and all prompts: the largest and the mean of |a - b|, and these "
     "over the largest and the mean |b|, where b is the reference's. Relative differences up to {tolerance:.0e} are "
@@ -37,9 +38,9 @@ HOW = (
 )
 HOW_COSTS = (
     "Each tool in a process of its own, one after the other, on {tokens} tokens with {threads} thread(s): the median "
-    "of up to {rounds} rounds, and in brackets its multiple of plain HuggingFace. The hook multiplies the stream behind a "
-    "layer in the middle by one. Parameters are counted by their storages; the peak is the largest resident set of the "
-    "process until its end, all imports and caches included."
+    "of up to {rounds} rounds, and in brackets its multiple of what plain HuggingFace takes. The hook multiplies the "
+    "stream behind a layer in the middle by one. Parameters are counted by their storages; the peak is the largest "
+    "resident set of the process until its end, all imports and caches included."
 )
 
 
@@ -49,9 +50,8 @@ def render_page(comparison: Comparison, version: str) -> str:
     name = escape(about.model)
     digest = base64.b64encode(hashlib.sha256(SORTING.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    sections = [_section(comparison, against, basis) for against, basis in comparison.groups]
-    if comparison.costs:
-        sections.append(_costs(comparison))
+    sections = [_costs(comparison)] if comparison.costs else []
+    sections += [_section(comparison, against, basis) for against, basis in comparison.groups]
     if comparison.absent:
         sections.append(_absent(comparison))
     verdict = "Every promise holds." if comparison.holds else "A promise is broken."
@@ -158,7 +158,8 @@ def _around(rows: Sequence[Difference]) -> str:
 
 def _table(rows: Sequence[Difference]) -> str:
     head = "".join(
-        f'<th scope="col"><button type="button">{escape(name) or "status"}</button></th>' for name in COLUMNS
+        f'<th scope="col"{" class=number" if name in NUMBERS else ""}><button type="button">{name}</button></th>'
+        for name in COLUMNS
     )
     return (
         f'<div class="scroll"><table class="plain sortable"><thead><tr>{head}</tr></thead>'
@@ -176,7 +177,7 @@ def _row(each: Difference) -> str:
     return (
         f'<tr class="{each.status}"{title}><th scope="row"><code>{escape(each.point)}</code></th>'
         f'<td class="number" data-key="{-1 if layer is None else layer}">{"" if layer is None else layer}</td>{numbers}'
-        f"<td>{'same' if each.same_bits else ''}</td><td>{each.status}</td><td>{escape(each.source)}</td></tr>"
+        f"<td>{'yes' if each.same_bits else ''}</td><td>{each.status}</td><td>{escape(each.source)}</td></tr>"
     )
 
 

@@ -10,6 +10,7 @@ summary { cursor: pointer; font-size: 14px; font-weight: 600; color: var(--ink);
 details.facts { margin-top: 4px; }
 details.facts ul { margin: 6px 0 0; padding-left: 20px; }
 details.facts code { white-space: pre-wrap; overflow-wrap: anywhere; }
+.heat td[data-tip] { height: 23px; }
 .card i { white-space: nowrap; }
 .card span { overflow-wrap: anywhere; color: var(--faint); }
 .plain th[scope=row] { color: var(--ink); font-weight: 400; }
