@@ -2,8 +2,8 @@
 
 ``python docs/make_families.py`` checks all families and writes the page, which takes minutes; with names of families it
 checks these, and leaves the other rows as they are; with ``--data`` it checks none. What the table says goes into
-``lensbridge/assets/families.json`` as well, which ``lensbridge models`` shows. The tests make the same checks and compare
-each row.
+``lensbridge/assets/families.json`` as well, which ``lensbridge models`` shows. The tests make the same checks and
+compare each row.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def rows_of(page: str) -> dict[str, str]:
 def data_of(rows: dict[str, str]) -> str:
     """The table as JSON: family -> its class, and what each column says of it or why it is not served."""
     columns, found = ("vocabulary", "points", *COLUMNS, "3.9.0"), dict[str, dict[str, str]]()
-    for key in FAMILIES:
+    for key in [key for key in FAMILIES if key in rows]:
         _, hf_class, *cells = (cell.strip() for cell in rows[key].removeprefix("|").removesuffix("|").split("|"))
         found[key] = {"class": hf_class.strip("`")}
         if cells[0].startswith(NOT_SERVED):

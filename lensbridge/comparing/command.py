@@ -8,10 +8,12 @@ broken.
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import logging
+import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -89,11 +91,12 @@ def run(args: argparse.Namespace) -> int:
             raise FileNotFoundError(f"Cannot write {file}: there is no directory {file.absolute().parent}.")
     prompts = args.prompt if args.prompts is None else read_prompts(args.prompts)
     if args.quiet:
+        # The bar that transformers shows while it reads weights.
         disable_progress_bar()
-        logging.getLogger().setLevel(logging.ERROR)
-    model = HookedTransformer.from_pretrained_no_processing(
-        args.model, device=args.device, dtype=DTYPE_FROM_STRING[args.dtype]
-    )
+    with redirect_stdout(io.StringIO() if args.quiet else sys.stdout):
+        model = HookedTransformer.from_pretrained_no_processing(
+            args.model, device=args.device, dtype=DTYPE_FROM_STRING[args.dtype]
+        )
     if model.interior.__class__.__module__.startswith("lensbridge.native"):
         raise UnsupportedModelError(
             f"{args.model!r} is in TransformerLens' own format: HuggingFace has no model of it to compare with"

@@ -1,26 +1,30 @@
 """What does ``lensbridge models`` print?
 
-The families with what was found of them (the table of docs/families.md, which the package carries as data), and the names
-that TransformerLens 3.9.0 has for models of each.
+The families with what was found of them (the table of docs/families.md, which the package carries as data), and the
+names that TransformerLens 3.9.0 has for models of each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from lensbridge import __version__
+from lensbridge.architectures import BY_CLASS
+from lensbridge.architectures.irregular import REFUSED
+from lensbridge.checking.families import family_class, refusal
 from lensbridge.errors import ModelNotFoundError, near_misses
-from lensbridge.model_names import BUNDLED, table
+from lensbridge.model_names import BUNDLED, known_names, table
+from lensbridge.tiny import FAMILIES
 
 #: What the format of ``--json`` is called; it changes with the format.
 SCHEMA = "lensbridge-models/1"
@@ -35,8 +39,8 @@ ENCODERS = {
 }
 DESCRIPTION = """\
 Lists the families of models, with what was checked of each on a tiny random model of it (docs/families.md says what the
-columns mean), and TransformerLens 3.9.0's names for models. Any other hub id or directory of such a family can be loaded
-by its own name. With SEARCH, only what has it in the name of a family, class, hub id or alias."""
+columns mean), and TransformerLens 3.9.0's names for models. Any other hub id or directory of such a family can be
+loaded by its own name. With SEARCH, only what has it in the name of a family, class, hub id or alias."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +95,23 @@ def _asset(name: str) -> Any:
 
 @lru_cache(maxsize=1)
 def all_families() -> tuple[Family, ...]:
-    """Every family, served or not."""
+    """Every family that there is a tiny model of, served or not; of one that was never checked nothing is found."""
     rows: dict[str, dict[str, str]] = _asset("families.json")["families"]
-    return tuple(
-        Family(
-            key,
-            row["class"],
-            row.get("not served"),
-            {name: cell for name, cell in row.items() if name not in ("class", "not served")},
-        )
-        for key, row in rows.items()
-    )
+    found = []
+    for key in FAMILIES:
+        row = rows.get(key, {})
+        cells = {name: cell for name, cell in row.items() if name not in ("class", "not served")}
+        found.append(Family(key, family_class(key), None if cells else _why_not_served(key), cells))
+    return tuple(found)
+
+
+def _why_not_served(key: str) -> str | None:
+    """Why models of a family cannot be loaded; None if they can."""
+    record = BY_CLASS.get(family_class(key))
+    if record is not None:
+        return refusal(key) if record.refused else None
+    reasons = REFUSED.get(key.partition("@")[0])
+    return reasons[1] if reasons else "there is no record of it"
 
 
 @lru_cache(maxsize=1)
@@ -140,10 +150,10 @@ def found_by(search: str | None) -> tuple[list[Family], list[Name]]:
     keys = own | {each.family for each in names}
     families = [each for each in all_families() if each.key in keys]
     if not families and not names:
-        known = [*(each.key for each in all_families()), *(name.hub_id for name in all_names())]
+        known = [*(each.key for each in all_families()), *known_names()]
         raise ModelNotFoundError(
-            f"nothing here is called {search!r}.{near_misses(search, known)} A model that is not listed can be loaded by "
-            "its hub id or directory, if its family is"
+            f"nothing here is called {search!r}.{near_misses(search, known)} A model that is not listed can be loaded "
+            "by its hub id or directory, if its family is served"
         )
     return families, names
 
@@ -162,56 +172,41 @@ def as_json(families: list[Family], names: list[Name]) -> dict[str, Any]:
 
 
 def print_models(families: list[Family], names: list[Name], brief: bool, console: Console) -> None:
-    """A table of families and one of names; if ``brief``, of the names only how many there are."""
-    if families:
-        _print_families(families, names, console)
+    """A line for each family, and one for each name; if ``brief``, of the names only how many there are."""
+    counts = Counter(name.family for name in names)
+    lines = [(each.key, each.hf_class, _words(each, counts[each.key])) for each in families]
+    _print_columns(lines, [not each.served for each in families], console)
     if brief:
         served = sum(name.served for name in names)
         console.print(
             f"{sum(family.served for family in families)} families are served. TransformerLens 3.9.0 names "
             f"{len(names) - 1} models, of which {served - 1} can be loaded; lensbridge models SEARCH lists them.",
             highlight=False,
+            soft_wrap=True,
         )
-    elif names:
-        _print_names(names, console)
-    for family in [] if brief else families:
-        if family.not_served:
-            console.print(f"{family.key} is not served: {family.not_served}", markup=False, highlight=False)
+        return
+    if families and names:
+        console.print()
+    rows = [(each.hub_id, each.family or f"{each.hf_class}, not served", ", ".join(each.aliases)) for each in names]
+    _print_columns(rows, [not each.served for each in names], console)
 
 
-def _print_families(families: list[Family], names: list[Name], console: Console) -> None:
-    grid = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("family", "class", "points inside", "as HuggingFace", "next to 3.9.0"):
-        grid.add_column(column, overflow="fold")
-    grid.add_column("3.9.0's names", justify="right")
-    for family in families:
-        own = sum(name.family == family.key for name in names)
-        cells = (
-            ("not served", "", "")
-            if family.not_served
-            else (
-                family.found.get("vocabulary", ""),
-                _all_of(family),
-                "compared" if family.found.get("3.9.0") else "",
-            )
-        )
-        style = "dim" if family.not_served else ""
-        grid.add_row(escape(family.key), family.hf_class, *cells, str(own) if own else "", style=style)
-    console.print(grid)
+def _words(family: Family, n_names: int) -> str:
+    """What is to be said of a family, in a line."""
+    if family.not_served is not None:
+        return f"not served: {family.not_served}"
+    checks = {name: cell for name, cell in family.found.items() if name not in ("vocabulary", "points", "3.9.0")}
+    parts = [
+        family.found.get("vocabulary", ""),
+        "; ".join(f"{name}: {cell}" for name, cell in checks.items() if cell != "all"),
+        "compared with 3.9.0" if family.found.get("3.9.0") else "",
+        f"{n_names} names in 3.9.0" if n_names else "",
+    ]
+    return ", ".join(part for part in parts if part) or "served"
 
 
-def _all_of(family: Family) -> str:
-    """In a word, what was found of everything that is checked."""
-    others = {name: cell for name, cell in family.found.items() if name not in ("vocabulary", "points", "3.9.0")}
-    short = [f"{name}: {cell}" for name, cell in others.items() if cell != "all"]
-    return "; ".join(short) or "all checks"
-
-
-def _print_names(names: list[Name], console: Console) -> None:
-    grid = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("hub id", "3.9.0's short names", "family"):
-        grid.add_column(column, overflow="fold")
-    for name in names:
-        family = name.family if name.served else f"{name.hf_class}, not served"
-        grid.add_row(escape(name.hub_id), ", ".join(name.aliases), family, style="" if name.served else "dim")
-    console.print(grid)
+def _print_columns(rows: Sequence[tuple[str, str, str]], dim: Sequence[bool], console: Console) -> None:
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
+    for row, faint in zip(rows, dim, strict=True):
+        line = f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}".rstrip()
+        console.print(Text(line, style="dim" if faint else ""), soft_wrap=True)
