@@ -189,7 +189,12 @@ def test_only_the_engine_knows_nnsight() -> None:
 
 
 def test_nothing_here_runs_transformer_lens() -> None:
+    """But a program that `lensbridge compare` starts in a process of its own."""
     assert modules_that_import("transformer_lens") == set()
+    asking = [path for path in MODULES if 'import_module("transformer_lens' in path.read_text(encoding="utf-8")]
+    assert [name_of(path) for path in asking] == ["lensbridge/comparing/worker.py"]
+    own = [name for name in imports(ast.parse(asking[0].read_text(encoding="utf-8"))) if name.startswith("lensbridge")]
+    assert own == []
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "architectures").glob("*.py")), ids=name_of)

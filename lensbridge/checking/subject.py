@@ -68,6 +68,9 @@ class Look:
         """What the norm at ``prefix`` returns for a normalised input."""
         gain, bias = self.weight(f"{prefix}.w"), self.weight(f"{prefix}.b")
         if gain is None:
+            # Norms compute in float32; what is folded behind them is in the model's dtype.
+            path = self.subject.norm(prefix).path
+            normalized = normalized.to(self.subject.model.interior.weights.parameters.gain(path).dtype)
             return normalized if bias is None else normalized + bias
         # Where there is a gain for each head, the norm's points lack the axis of heads.
         value = normalized if gain.dim() == 1 else normalized.reshape(-1, *gain.shape)

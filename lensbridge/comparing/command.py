@@ -156,7 +156,7 @@ def compare(
         quiet: no progress bar.
     """
     tolerance = tolerance_of(model.cfg.dtype)
-    loading = _loading(model, name, reference_name)
+    loading = _loading(model, name, reference_name) if reference or rounds else None
     total = len(batches) * len(bases) + (len(bases) if reference else 0) + (2 + reference if rounds else 0)
     with tqdm(total=total, disable=quiet, leave=False) as bar, tempfile.TemporaryDirectory() as folder:
 
@@ -168,14 +168,15 @@ def compare(
         for _, tokens in batches:
             own.add(model, tokens, step)
         differences, promises, notes = own.differences(), own.promises(), list[str]()
-        if reference:
+        if reference and loading is not None:
             theirs = ReferenceComparison(bases, tolerance)
             theirs.run(model, batches, loading, Path(folder), step)
             differences += theirs.differences()
             promises += theirs.promises()
             notes += theirs.remarks()
-        costs = (
-            costs_of(
+        costs = []
+        if rounds and loading is not None:
+            costs = costs_of(
                 model,
                 batches,
                 loading,
@@ -185,10 +186,7 @@ def compare(
                 reference=reference,
                 step=step,
             )
-            if rounds
-            else []
-        )
-    setting = _setting(model, name, batches, bases, tolerance, rounds, loading.threads)
+    setting = _setting(model, name, batches, bases, tolerance, rounds, torch.get_num_threads())
     return Comparison(setting, tuple(differences), tuple(promises), tuple(costs), absent_points(model), tuple(notes))
 
 

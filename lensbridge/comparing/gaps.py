@@ -14,14 +14,21 @@ from torch import Tensor
 
 from ..checking.outcome import unlike
 
-#: Dtype -> ``max |a - b| <= tolerance * max |b|``. In float32 what the tests ask for; in the shorter formats equations
-#: are computed in the same format, so that some units in the last place of the largest entry have to be allowed.
-TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+#: ``max |a - b| <= tolerance * max |b|``: what the tests ask for.
+TOLERANCE = 1e-4
+#: In formats that are shorter than float32: as many units in the last place of the largest entry, because equations are
+#: computed in the same format.
+UNITS = 4
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
     """How far apart values may be, relative to the largest."""
-    return TOLERANCES.get(dtype, TOLERANCES[torch.float32])
+    return max(TOLERANCE, UNITS * torch.finfo(dtype).eps) if is_short(dtype) else TOLERANCE
+
+
+def is_short(dtype: torch.dtype) -> bool:
+    """Whether a format has less precision than float32."""
+    return torch.finfo(dtype).eps > torch.finfo(torch.float32).eps
 
 
 @dataclass

@@ -39,21 +39,30 @@ def read_prompts(path: Path) -> list[str]:
 def token_batches(model: Any, prompts: Sequence[str] | None) -> list[tuple[str, Tensor]]:
     """What to run on: (how it is called, tokens ``[batch, pos]``) of each prompt.
 
-    Without a tokenizer, random tokens; each prompt is a run of its own, so that nothing is padded.
+    Random tokens for a model without a tokenizer; each prompt is a run of its own, so that nothing is padded.
 
     Raises:
-        LensbridgeError: if prompts are given for a model without a tokenizer, or one has no tokens.
+        LensbridgeError: if prompts are given that the model has no tokens for.
     """
-    if model.tokenizer is None or model.interior.architecture.rows is not None:
-        if prompts is not None:
-            raise LensbridgeError("this model has no tokenizer and takes no --prompt; without one, tokens are random")
-        subject = Subject(model)
-        lengths = [min(length, model.cfg.n_ctx) for length in RANDOM_LENGTHS]
-        return [(f"{ROWS} x {n} random tokens", subject.draw(ROWS, n, seed)) for seed, n in enumerate(lengths)]
-    found = []
-    for prompt in PROMPTS if prompts is None else prompts:
-        tokens = model.to_tokens(prompt)[:, : min(LONGEST, model.cfg.n_ctx)]
-        if not tokens.numel():
-            raise LensbridgeError(f"the prompt {prompt!r} has no tokens")
-        found.append((prompt, tokens))
-    return found
+    why = _why_no_text(model, PROMPTS[0] if prompts is None else prompts[0])
+    if why is None:
+        longest = min(LONGEST, model.cfg.n_ctx)
+        return [(prompt, model.to_tokens(prompt)[:, :longest]) for prompt in (PROMPTS if prompts is None else prompts)]
+    if prompts is not None:
+        raise LensbridgeError(f"this model cannot be given a prompt: {why}. Without one, it runs on random tokens")
+    subject = Subject(model)
+    lengths = [min(length, model.cfg.n_ctx) for length in RANDOM_LENGTHS]
+    return [(f"{ROWS} x {n} random tokens", subject.draw(ROWS, n, seed)) for seed, n in enumerate(lengths)]
+
+
+def _why_no_text(model: Any, prompt: str) -> str | None:
+    """Why a model cannot be given text; None if it can."""
+    if model.tokenizer is None:
+        return "it has no tokenizer"
+    if model.interior.architecture.rows is not None:
+        return "several rows of tokens make one text of it"
+    # transformers makes up a tokenizer for some models that have none: it knows no words.
+    tokens = model.to_tokens(prompt)
+    if tokens.shape[1] < 2 or int(tokens.max()) >= model.cfg.d_vocab:
+        return f"its tokenizer has no tokens for {prompt!r} that the model knows"
+    return None

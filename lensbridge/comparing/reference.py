@@ -18,13 +18,14 @@ from torch import Tensor
 from ..checking.subject import Subject
 from ..points import FLAG_SETTERS, template
 from .children import Loading, ask, rows_of, why_no_reference
-from .gaps import Gap
+from .gaps import Gap, is_short
 from .huggingface import OnTokens, Step, looks, promise_of, shown
 from .known import why_otherwise
 from .result import LOGITS, PROCESSED, REFERENCE, Basis, Difference, Promise
 
 #: Why 3.9.0's values are not judged.
 DEPARTS = "3.9.0's own logits are {gap:.1e} from HuggingFace's on this model, so that its values measure nothing"
+SHORT = "in {dtype} the two round in different places, layer after layer, so that there is no bound to ask for"
 #: What is said where 3.9.0 was asked by the model's directory.
 BY_NAME = (
     " (3.9.0 knows some families only by the names in its tables: if this model is one of these, give its name with "
@@ -50,6 +51,8 @@ class ReferenceComparison:
         self._departure: dict[Basis, Gap] = {}
         self._more: set[str] = set()
         self._model_type = ""
+        #: Why nothing is judged in the model's dtype, if so.
+        self._short = ""
 
     def run(
         self,
@@ -61,6 +64,9 @@ class ReferenceComparison:
     ) -> None:
         """Ask 3.9.0 about every prompt, and compare."""
         self._model_type = model.hf_model.config.model_type
+        self._short = (
+            SHORT.format(dtype=str(model.cfg.dtype).removeprefix("torch.")) if is_short(model.cfg.dtype) else ""
+        )
         missing = why_no_reference()
         subjects = [OnTokens(model, tokens) for _, tokens in batches]
         flags = [list(each) for each in subjects[0].flags()]
@@ -127,7 +133,7 @@ class ReferenceComparison:
         found = []
         for (basis, point), gap in self._gaps.items():
             departure = self._departure[basis].relative
-            departs = DEPARTS.format(gap=departure) if departure > self.tolerance else ""
+            departs = DEPARTS.format(gap=departure) if departure > self.tolerance else self._short
             excuse = departs or why_otherwise(self._model_type, template(point))
             each = Difference.of(REFERENCE, basis, point, "TransformerLens' value", gap, self.tolerance, excuse)
             found.append(each.only_shown(departs) if departs else each)

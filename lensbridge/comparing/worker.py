@@ -31,6 +31,8 @@ MIB = 2**20
 #: Seconds after which no further round of a task is made, once there are three.
 PATIENCE = 4.0
 FEWEST = 3
+#: Characters of an error that are told.
+LONGEST = 300
 
 
 def memory_mib(field: str) -> float:
@@ -102,6 +104,15 @@ def load_transformer_lens(request: dict[str, Any], processing: bool) -> Any:
         return config
 
     patches: list[Any] = [mock.patch.object(loading.AutoConfig, "from_pretrained", read_config)]
+    describe = loading.get_pretrained_model_config
+
+    def without_tokenizer(*args: Any, **kwargs: Any) -> Any:
+        # It is given tokens, and would look for a tokenizer that the model may not have.
+        cfg = describe(*args, **kwargs)
+        cfg.tokenizer_name = None
+        return cfg
+
+    patches.append(mock.patch.object(loading, "get_pretrained_model_config", without_tokenizer))
     if name is None:
         name = neutral_path(request)
         patches.append(mock.patch.object(loading, "get_official_model_name", lambda path: path))
@@ -264,7 +275,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"problem": f"{error.name} is not installed", "missing": error.name}
     except Exception as error:
         # Whatever a tool fails with is a row of the comparison, not the end of it.
-        return {"problem": f"{type(error).__name__}: {error}"}
+        words = " ".join(str(error).split())
+        return {"problem": f"{type(error).__name__}: {words[:LONGEST]}{'...' if len(words) > LONGEST else ''}"}
     return found
 
 

@@ -70,7 +70,7 @@ def chosen(
         if (layer is None or layer in each.layers) and (pattern is None or fits(pattern, each.kind))
     ]
     if not rows and not (absent and only_absent):
-        known = dict.fromkeys(name for row in every for name in (row.name, row.kind))
+        known = dict.fromkeys(name for row in every for name in (row.name.rpartition(".")[2], row.kind, row.name))
         why = f" It is absent: {absent[0].reason}." if absent else near_misses(str(pattern), known)
         raise UnknownPointError(f"no hook point of this model fits {pattern!r}.{why}")
     return rows, absent

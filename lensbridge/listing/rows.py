@@ -50,13 +50,18 @@ class Absent:
     reason: str
 
 
+def names_of(model: Any) -> tuple[str, ...]:
+    """The names of a model's points; those of a model of our own are its modules."""
+    return model.interior.points() or tuple(model.hook_dict)
+
+
 def rows_of(model: Any) -> list[Row]:
     """Every point of a model, in TransformerLens' order."""
     interior, missing = model.interior, {each.kind for each in absent_of(model) if each.reason == ONE_COPY_EACH}
     places = places_of(model) if hasattr(interior, "architecture") else {}
     subject = Subject(model) if places else None
     found = []
-    for name in interior.points():
+    for name in names_of(model):
         point = point_of(name)
         if point is None:
             found.append(_unlisted(name))
@@ -127,7 +132,7 @@ def _width_of_mlp(subject: Subject, name: str) -> int | None:
 
 def absent_of(model: Any) -> list[Absent]:
     """The kinds of points that the model does not have, in TransformerLens' order."""
-    interior, there, found = model.interior, set(model.interior.points()), dict[tuple[str, str], list[int]]()
+    interior, there, found = model.interior, set(names_of(model)), dict[tuple[str, str], list[int]]()
     grouped = model.cfg.n_key_value_heads is not None
     for kind in dict.fromkeys(point.name for point in POINTS):
         for layer in range(model.cfg.n_layers) if "{l}" in kind else (None,):
