@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from ..checking.subject import Subject
@@ -92,6 +91,9 @@ class ReferenceComparison:
                 hint = BY_NAME if loading.reference_name is None else ""
                 self.problems[basis] = f"3.9.0 could not run this model: {answer['problem']}{hint}"
                 continue
+            # It comes with transformers.
+            from safetensors import safe_open
+
             with safe_open(tensors, framework="pt") as file:
                 self._compare(subjects, basis, file.get_tensor, list(file.keys()))
             tensors.unlink()
