@@ -28,6 +28,7 @@ from .hf_config import described
 from .native import NativeConfig, NativeForCausalLM, hub
 from .native.narrowing import narrowed
 from .processing import Processing
+from .unaudited import warn_of_unaudited
 from .utilities.devices import get_device
 from .utilities.multi_gpu import resolve_device_map
 
@@ -120,6 +121,8 @@ def load(wish: Wish) -> Loaded:
         hf_model.cfg.tokenizer_name = hf_model.cfg.tokenizer_name or location
         return Loaded(hf_model, None, _own_config(hf_model, wish))
     architecture = _record_of(hf_model, wish)
+    if wish.architecture is None:
+        warn_of_unaudited(hf_model)
     if wish.first_n_layers is not None and wish.first_n_layers != len(architecture.blocks):
         hf_model = truncated(hf_model, architecture, wish.first_n_layers)
         architecture = _record_of(hf_model, wish)

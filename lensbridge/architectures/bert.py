@@ -18,7 +18,7 @@ lets every position attend to every other.
 
 from dataclasses import replace
 
-from .forms import Softmax
+from .forms import Refusal, Softmax
 from .record import Architecture, Block
 
 POST_NORM = Block(
@@ -162,12 +162,26 @@ DATA2VEC_TEXT = beneath(
     unembed="lm_head.decoder",
 )
 
+#: Else the stream before the adapter is normed, too.
+BEHIND_ADAPTER = Refusal(
+    ("hook_resid_post", "ln2.hook_scale", "ln2.hook_normalized"),
+    "an adapter of the language changes the stream between the MLP and the norm behind it, and nothing reads it before",
+)
 XMOD = replace(
     ROBERTA,
     model_type="xmod",
     hf_class="XmodForCausalLM",
     block=replace(POST_NORM, extra="what an adapter of the language makes of it"),
-    variants={"pre_norm": {"post_norm": False, "ln_final": "roberta.encoder.LayerNorm"}},
+    variants={
+        "adapter_reuse_layer_norm=False": {"refusals": (BEHIND_ADAPTER,)},
+        "adapter_layer_norm": {"ln2": "output.adapter_layer_norm", "refusals": ()},
+        "pre_norm": {
+            "post_norm": False,
+            "ln_final": "roberta.encoder.LayerNorm",
+            "ln2": POST_NORM.ln2,
+            "refusals": (),
+        },
+    },
 )
 
 MEGATRON_BERT = replace(

@@ -43,6 +43,8 @@ def _candidates(name: str, value: Any, texts: Sequence[str]) -> Iterator[Any]:
         yield from (value * 2, value // 2) if _is_size(name) else dict.fromkeys((value + 1, 0, 1, 2, value * 2))
     elif value is None:
         yield from _of_none(name, texts)
+    elif isinstance(value, dict) and value.get("name") in ACT2FN:
+        yield from (value | {"name": other} for other in ("relu", "silu") if other != value["name"])
     elif isinstance(value, (list, tuple)):
         yield from (type(value)(each) for each in _lists(name, value, texts))
 
