@@ -57,11 +57,16 @@ def test_every_other_value_of_each_attribute(key: str) -> None:
     )
 
 
-def test_the_table_has_every_family_and_no_hole() -> None:
+@pytest.mark.slow
+def test_the_table_has_every_family() -> None:
+    missing = set(KEYS) - set(unaudited.table()["families"])
+    assert not missing, f"run `python -m lensbridge.checking.config_audit {' '.join(sorted(missing))}`"
+
+
+def test_the_table_has_no_hole() -> None:
     families = unaudited.table()["families"]
-    assert set(families) == set(KEYS)
     assert not any("fails" in found for found in families.values())
-    assert set(LEFT_OUT) <= set(KEYS)
+    assert set(QUICK) | set(LEFT_OUT) <= set(families) & set(KEYS)
 
 
 def test_what_a_record_does_not_say_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
