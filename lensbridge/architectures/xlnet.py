@@ -45,7 +45,7 @@ XLNET = Architecture(
         refusals=(WITH_BIASES,),
     ),
     norm="LN",
-    config={"act_fn": "ff_activation"},
+    config={"act_fn": "ff_activation", "d_head": "d_head"},
     constants={"positional_embedding_type": "relative_positional_bias"},
     refused={"chunk_size_feed_forward": "its MLPs run on pieces of the text, one after the other"},
 )

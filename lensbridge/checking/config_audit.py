@@ -39,6 +39,10 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         ("num_attention_heads", "num_experts_per_tok", "num_key_value_heads"),
         "there are as many heads as key-value heads times experts for each token, whatever the config says",
     ),
+    "xlstm": {
+        "embedding_dim": "it is another name of hidden_size, which checkpoints set alike",
+        "max_inference_chunksize": "the record takes it for the length of the context, and refuses longer texts",
+    },
     **dict.fromkeys(
         ("musicgen", "musicgen_melody"),
         {"num_codebooks": "a text is several rows of tokens then, which the checks' texts are not"},
