@@ -144,6 +144,23 @@ def test_unknown_options_are_named() -> None:
         NativeForCausalLM.from_cfg(new_cfg(d_vocab=-1))
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"positional_embedding_type": "rotary", "rotary_dim": 3}, "rotary_dim=3.*pairs"),
+        ({"positional_embedding_type": "rotary", "d_head": 3}, "rotary_dim=3.*pairs"),
+        ({"positional_embedding_type": "rotary", "rotary_dim": 64}, "rotary_dim=64.*in a head"),
+        ({"n_heads": 4, "n_key_value_heads": 3}, "n_key_value_heads=3.*n_heads=4"),
+        ({"n_heads": 4, "n_key_value_heads": 0}, "n_key_value_heads=0"),
+        ({"use_local_attn": True, "window_size": 3, "attn_types": ["local"], "n_layers": 2}, "names 1 layers"),
+    ],
+    ids=str,
+)
+def test_sizes_that_do_not_fit_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, IndexError), match=message):
+        NativeForCausalLM.from_cfg(new_cfg(**fields))
+
+
 def test_save_and_load(model: NativeForCausalLM, ids: torch.Tensor, tmp_path: Path) -> None:
     model.cfg.use_attn_result = True
     model.save_pretrained(tmp_path)

@@ -59,7 +59,8 @@ class NativeBody:
 
         Raises:
             AssertionError: the size of the vocabulary is not known.
-            ValueError: an option of the config is unknown.
+            ValueError: an option of the config is unknown, or its sizes do not fit together.
+            IndexError: ``attn_types`` are fewer than layers.
         """
         if cfg.d_vocab == -1:
             raise AssertionError("d_vocab is not set: give it, or a tokenizer to take it from")
@@ -67,6 +68,7 @@ class NativeBody:
             raise ValueError(
                 f"positional_embedding_type={cfg.positional_embedding_type!r}: one of {', '.join(map(repr, POSITIONS))}"
             )
+        _check_sizes(cfg)
         self.cfg = cfg
         self.embed = Embed(cfg)
         self.hook_embed = HookPoint()
@@ -146,6 +148,19 @@ class NativeBody:
     def logits(self, normed: Stream) -> Float[Tensor, "batch pos d_vocab_out"]:
         """The logits for the stream after the final norm, with the config's softcap."""
         return apply_softcap(self.unembed(normed), self.cfg.output_logits_soft_cap)
+
+
+def _check_sizes(cfg: HookedTransformerConfig) -> None:
+    """Refuse numbers that no forward pass could work with, or only with values that mean nothing."""
+    groups = cfg.n_key_value_heads
+    if groups is not None and (groups < 1 or cfg.n_heads % groups):
+        raise ValueError(f"n_key_value_heads={groups} does not divide n_heads={cfg.n_heads}")
+    if cfg.positional_embedding_type == "rotary":
+        rotated = cfg.d_head if cfg.rotary_dim is None else cfg.rotary_dim
+        if rotated % 2 or not 0 <= rotated <= cfg.d_head:
+            raise ValueError(f"rotary_dim={rotated}: dimensions are rotated in pairs, of {cfg.d_head} in a head")
+    if cfg.use_local_attn and cfg.attn_types is not None and len(cfg.attn_types) < cfg.n_layers:
+        raise IndexError(f"attn_types names {len(cfg.attn_types)} layers of n_layers={cfg.n_layers}")
 
 
 def final_norm(cfg: HookedTransformerConfig) -> nn.Module:
