@@ -146,6 +146,8 @@ class Interior:
         left_out: dict[str, str | None] = {}
         if architecture.norm != "LN" or architecture.any_layer("norms behind"):
             left_out["center_writing_weights"] = None
+        elif any(block.attn_skip or block.mlp_skip for block in architecture.blocks):
+            left_out["center_writing_weights"] = "its residual stream is what norms return, and has a mean"
         if not any(block.folds_ln1 or block.folds_ln2 for block in architecture.blocks):
             left_out["fold_ln"] = "nothing linear reads its norms, which stand behind attention and MLP"
         if architecture.after_unembed == "cap":

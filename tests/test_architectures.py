@@ -19,14 +19,8 @@ from lensbridge.tiny import FAMILIES, tiny_family
 
 #: The fields of a block that are paths of attributes that are no modules, and the one that is none.
 ATTRIBUTES = {
-    "attn_factor",
-    "mlp_factor",
-    "attn_also_factor",
-    "attn_in_factor",
-    "attn_skip",
-    "mlp_skip",
-    "sinks",
-    "o_bias",
+    *("attn_factor", "mlp_factor", "attn_also_factor", "attn_in_factor", "attn_residual", "mlp_residual"),
+    *("attn_skip", "mlp_skip", "sinks", "o_bias"),
 }
 WORDS = {"extra"}
 #: What transformers asks of every config, whether its class has it or not.
@@ -98,7 +92,11 @@ def test_every_role_is_where_the_record_says(record: Architecture) -> None:
         assert all(hf.get_submodule(bound.in_layer(layer, role)) is not None for role in roles)
         assert all(hf.get_submodule(bound.below(layer, path)) is not None for path in block.branches if path)
         for attribute in ATTRIBUTES:
-            owner, _, name = (getattr(block, attribute) or "training").rpartition(".")
+            path = getattr(block, attribute) or "training"
+            if callable(path):
+                assert path(hf.get_submodule(bound.layer(layer))) is not None
+                continue
+            owner, _, name = path.rpartition(".")
             module = hf.get_submodule(bound.layer(layer))
             assert hasattr(attrgetter(owner)(module) if owner else module, name), attribute
     conditions = [each.partition("=")[0].split(".")[0] for each in (*record.variants, *record.refused)]

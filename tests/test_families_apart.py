@@ -67,7 +67,7 @@ def test_a_stream_of_more_than_embeddings_is_not_put_together(key: str) -> None:
         model.generate(embedded, max_new_tokens=1, verbose=False, stop_at_eos=False)
 
 
-@pytest.mark.parametrize("key", ["bert", "bart", "xlnet", "prophetnet", "electra", "cpmant", "megatron-bert"])
+@pytest.mark.parametrize("key", ["bert", "bart", "xlnet", "prophetnet", "electra", "cpmant", "megatron-bert", "xlm"])
 def test_a_run_can_stop_and_start_at_each_layer(key: str) -> None:
     model = lens_of(key)
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_a_run_can_stop_and_start_at_each_layer(key: str) -> None:
     assert torch.equal(stream, cache[f"blocks.{last}.{name}"])
 
 
-@pytest.mark.parametrize("key", ["bert", "bart", "xlnet", "electra", "megatron-bert", "opt@post_norm_projected"])
+@pytest.mark.parametrize("key", ["bert", "bart", "xlnet", "electra", "megatron-bert", "opt@post_norm_projected", "xlm"])
 def test_what_is_behind_a_layer_runs_by_itself(key: str) -> None:
     model = lens_of(key)
     with torch.no_grad():

@@ -21,11 +21,14 @@ Factor = str | Callable[[Any], Any]
 class Block:
     """The roles inside one layer, as paths below the layer; None for a role that there is none of.
 
-    The defaults are Llama's, so that most families say little.
+    Where a layer's modules are in several lists, a path with ``{l}`` in the place of its number begins at the root. The
+    defaults are Llama's, so that most families say little.
     """
 
-    #: The module whose output is the residual stream before attention, where that is not what the layer is given.
+    #: The module whose output is the residual stream before attention, where that is not what the layer is given; and
+    #: the one whose output is what the next layer is given, where that is not the layer's.
     enters: str | None = None
+    leaves: str | None = None
     ln1: str | None = "input_layernorm"
     #: The module in whose forward scores and pattern are made; None where there is no softmax attention.
     attn: str | None = "self_attn"
@@ -107,10 +110,9 @@ class Block:
     #: its point is (``k``, ``gate``, ``mlp_out``).
     attn_in_factor: str | None = None
     factors: Mapping[str, str] = field(default_factory=dict)
-    #: An attribute that holds a factor on what ``ln1`` and ``ln2`` return, where the branches are added to that instead
-    #: of to the stream.
-    attn_skip: str | None = None
-    mlp_skip: str | None = None
+    #: A factor on what ``ln1`` and ``ln2`` return, where the branches are added to that instead of to the stream.
+    attn_skip: Factor | None = None
+    mlp_skip: Factor | None = None
     #: Whether batch and position are one axis from the norm before the MLP to the MLP's output, or in that output only.
     flat_mlp: bool = False
     flat_mlp_out: bool = False
@@ -167,6 +169,11 @@ class Block:
         return frozenset(name for name, there in found.items() if there)
 
     @property
+    def shares_entrance(self) -> bool:
+        """Whether more than the layer's module reads the stream before it, because that module is attention."""
+        return self.attn == ""
+
+    @property
     def folds_ln1(self) -> bool:
         """Whether weights that are shown read ``ln1``, so that its gain can be folded into them."""
         return (
@@ -209,6 +216,11 @@ class Block:
     def branches(self) -> tuple[str | None, str | None]:
         """The modules whose outputs attention and MLP add to the residual stream."""
         return (self.attn_branch or self.ln1_post or self.attn, self.mlp_branch or self.ln2_post or self.mlp)
+
+
+def unscaled(layer: Any) -> float:
+    """The factor of what is added as it is."""
+    return 1.0
 
 
 def mixture(mlp: str = "mlp", router: str = "gate") -> dict[str, Any]:

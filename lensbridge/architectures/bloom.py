@@ -2,9 +2,10 @@
 
 - LayerNorms, one of them behind the embedding; positions by ALiBi (Press et al. 2022), a bias on the scores; one
   projection that holds the query, key and value of a head next to each other; attention and MLP add to the stream
-  themselves
+  themselves, or to what the norm before them returns
 """
 
+from .block import unscaled
 from .forms import GROUPS, Softmax
 from .record import Architecture, Block
 
@@ -30,8 +31,6 @@ BLOOM = Architecture(
     ),
     norm="LN",
     constants={"act_fn": "gelu_fast", "positional_embedding_type": "alibi"},
-    refused={
-        "apply_residual_connection_post_layernorm": "its branches add to the norm's output instead of the stream",
-        "slow_but_exact": "its projections are computed in pieces",
-    },
+    variants={"apply_residual_connection_post_layernorm": {"attn_skip": unscaled, "mlp_skip": unscaled}},
+    refused={"slow_but_exact": "its projections are computed in pieces"},
 )

@@ -247,7 +247,7 @@ class Architecture:
     def entrance(self, index: int) -> tuple[str, Literal["input", "output"]]:
         """The path of a module whose input or output is the residual stream before a layer, or behind the last one."""
         if index >= len(self.blocks) and self.several_unembedded:
-            return self.layer(len(self.blocks) - 1), "output"
+            return self.exit(len(self.blocks) - 1), "output"
         if index >= len(self.blocks):
             return self.behind_layers, "input"
         enters = self.blocks[index].enters
@@ -263,8 +263,14 @@ class Architecture:
         everywhere = _reason(self.lacks, f"blocks.{{l}}.{parts[2]}")
         return everywhere or _reason(self.blocks[int(parts[1])].refusals, parts[2])
 
+    def exit(self, index: int) -> str:
+        """The path of the module whose output is the residual stream behind a layer."""
+        return self.below(index, self.blocks[index].leaves or "")
+
     def below(self, index: int, path: str) -> str:
         """The path of what is at ``path`` below a layer."""
+        if "{l}" in path:
+            return path.replace("{l}", str(self.number(index)))
         return f"{self.layer(index)}.{path}" if path else self.layer(index)
 
     def in_layer(self, index: int, role: str) -> str:

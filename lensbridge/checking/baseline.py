@@ -125,7 +125,8 @@ def check_against_modules(subject: Subject) -> list[Outcome]:
         with findings.trying(check, path):
             last = f"{prefix}.hook_normalized_resid_post"
             name = last if last in look else f"{prefix}.hook_resid_post"
-            _same_stream(findings, check, look, name, subject.batch_first(path, plain.output(path)))
+            leaves = architecture.exit(layer)
+            _same_stream(findings, check, look, name, subject.batch_first(leaves, plain.output(leaves)))
     for prefix in sorted(name.removesuffix(".hook_scale") for name in look.values if name.endswith(".hook_scale")):
         module = subject.model.mod_dict[prefix].path
         with findings.trying("norms' outputs", module):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..parameters import bias_of
 from .attention_identities import attention_identities
 from .mlp_identities import mlp_identities
 from .norm_identities import norm_identities
@@ -150,8 +151,10 @@ def _normed_skips(subject: Subject, layer: int) -> Iterator[tuple]:
 
         def value(look: Look, norm: str = norm, factor: Any = factor, before: str = before, part: str = part) -> Tensor:
             x, scale = subject.norm(norm).split(look[f"{prefix}.hook_{before}"])
-            gain = subject.model.interior.weights.parameters.gain(subject.norm(norm).path)
-            skip = (x / scale) * gain.detach()
+            path = subject.norm(norm).path
+            bias = bias_of(subject.hf.get_submodule(path))
+            skip = (x / scale) * subject.model.interior.weights.parameters.gain(path).detach()
+            skip = skip if bias is None else skip + bias.detach()
             return skip * (1 if factor is None else factor) + look[f"{prefix}.hook_{part}_out"]
 
         equation = f"{name} of {before} * factor + {part}_out"

@@ -31,10 +31,26 @@ NORMED_TWICE = {"norms' outputs": "the norm behind the MLP is called before the 
 PROMPT = {"hook_embed": "the model embeds a prompt of its own before the text"}
 #: Where the model does not look at the attention mask, or looks at positions of the padded text.
 PADDING_COUNTS = {"padding": {"left, row by row": "HuggingFace's model lets padding on the left take part"}}
+#: Doge's masks.
+OF_VALUES: Known = {
+    **dict.fromkeys(
+        ("identities", "identities, processed"),
+        {"blocks.{l}.attn.hook_attn_scores": "a mask that is computed from the values is added to the scores"},
+    ),
+    "effects": {"values are mixed by the pattern": "the mask on the scores is computed from the values, and changes"},
+}
 SPARSE = {"blocks.{l}.mlp.hook_post": "some layers set what is small in pre to zero before the activation function"}
 
 KNOWN: dict[str, Known] = {
     "deepseek_v4": PADDING_COUNTS,
+    "doge": OF_VALUES,
+    "doge@experts": {
+        **OF_VALUES,
+        "padding": {
+            "*, row by row": "HuggingFace cuts the scores of all tokens of a batch into two halves, one for each "
+            "half of the experts' keys, so that a token's experts depend on the other rows"
+        },
+    },
     "gemma3n_text": {"identities": SPARSE, "identities, processed": SPARSE},
     "hy_v4": {
         "gradients": {"parameters": "what scales a gate has a gradient of large sums that cancel, to 2e-4 of rounding"}
@@ -59,6 +75,7 @@ KNOWN: dict[str, Known] = {
         "HuggingFace's values": NORMED_TWICE,
         **COUNTS_FROM_ZERO,
     },
+    "xlm": {"effects": {"patterns are causal and sum to 1": "every position attends to every other"}},
     "xlnet": {
         "effects": {"patterns are causal and sum to 1": "without a permutation mask, positions attend to later ones"}
     },

@@ -135,7 +135,7 @@ class _BlockLayout:
         block, prefix = self.block, self.prefix
         around = [[]] * 2 if block.post_norm else [self.norm_sites(*each) for each in block.post_norms]
         return [
-            StreamSite(f"{prefix}.hook_resid_pre", self.start),
+            StreamSite(f"{prefix}.hook_resid_pre", self.start, in_place=block.shares_entrance),
             *self.attention(),
             *around[0],
             *self.branch("attn", (f"{prefix}.attn.hook_result",)),
@@ -181,10 +181,11 @@ class _BlockLayout:
     def end(self) -> list[Site]:
         """The stream behind the MLP."""
         name = f"{self.prefix}.hook_resid_post"
+        last = Place(self.architecture.exit(self.layer), "output")
         if not self.block.post_norm:
-            return [StreamSite(name, Place(self.root, "output"))]
+            return [StreamSite(name, last)]
         stream = StreamSite(name, Place(self.path("ln2"), "input"))
-        after = StreamSite(f"{self.prefix}.hook_normalized_resid_post", Place(self.root, "output"))
+        after = StreamSite(f"{self.prefix}.hook_normalized_resid_post", last)
         return [stream, *self.norm_sites("ln2", "ln2"), after]
 
     # --- attention ----------------------------------------------------------------------------------------------------

@@ -433,7 +433,11 @@ def _start_from(view: View, architecture: Architecture, run: Run, request: Reque
     for layer in range(min(start, run.cfg.n_layers)):
         if architecture.layer(layer) in request.skipped:
             view[architecture.layer(layer)].skip(residual)
-    _entrance(architecture, start).write(view, residual)
+    entrance = _entrance(architecture, start)
+    if start < run.cfg.n_layers and architecture.blocks[start].shares_entrance:
+        run.overwrite(entrance, residual)
+    else:
+        entrance.write(view, residual)
     run.stream.written(residual)
 
 
