@@ -7,6 +7,7 @@ changes later.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -133,6 +134,30 @@ def test_keys_of_falcon_40b_are_shown_once_for_each_group() -> None:
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k.repeat_interleave(2, dim=2)) / model.cfg.attn_scale
     found = cache["blocks.0.attn.hook_attn_scores"]
     assert torch.allclose(scores.masked_fill(found.isneginf(), -torch.inf), found, atol=1e-5)
+
+
+def test_edits_go_into_both_calls_of_differential_attention() -> None:
+    model = lens_of("diffllama")
+    prefix = "blocks.0.attn.hook_"
+
+    def edited(point: str, change: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.no_grad():
+            return model.run_with_hooks(TOKENS, fwd_hooks=[(prefix + point, lambda value, hook: change(value))])
+
+    with torch.no_grad():
+        _, cache = model.run_with_cache(TOKENS)
+        gone = [(f"{prefix}pattern", lambda value, hook: value * 0)]
+        with model.hooks(fwd_hooks=gone):
+            _, without = model.run_with_cache(TOKENS, names_filter="blocks.0.hook_attn_out")
+    assert not without["blocks.0.hook_attn_out"].any()
+    uniform = edited("q", torch.zeros_like)
+    assert not torch.allclose(uniform, model(TOKENS), atol=1e-2)
+    assert torch.allclose(edited("rot_q", torch.zeros_like), uniform, atol=1e-5)
+    assert torch.allclose(edited("rot_k", torch.zeros_like), uniform, atol=1e-5)
+    scores = cache[f"{prefix}attn_scores"]
+    level = scores.masked_fill(scores.isfinite(), 0.0)
+    assert torch.allclose(edited("attn_scores", lambda value: level), uniform, atol=1e-5)
+    assert torch.allclose(edited("pattern", lambda value: level.softmax(-1)), uniform, atol=1e-5)
 
 
 def test_a_bias_behind_the_projection_is_attention_s() -> None:

@@ -29,6 +29,8 @@ class Softmax:
     keys: str | None = None
     #: Whether the largest score of each row has been taken from the row before.
     shifted: bool = False
+    #: How often the call is made, on the same queries and keys. Points show the first time, and edits go into each.
+    times: int = 1
 
 
 @dataclass(frozen=True)

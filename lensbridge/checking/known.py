@@ -43,6 +43,9 @@ SPARSE = {"blocks.{l}.mlp.hook_post": "some layers set what is small in pre to z
 
 KNOWN: dict[str, Known] = {
     "deepseek_v4": PADDING_COUNTS,
+    "diffllama": {
+        "gradients": {"parameters": "a norm behind it takes away most of what lambda does: 2e-4 of rounding are left"}
+    },
     "doge": OF_VALUES,
     "doge@experts": {
         **OF_VALUES,

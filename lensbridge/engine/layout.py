@@ -35,6 +35,7 @@ from .places import (
     SoftmaxPlace,
 )
 from .sites import (
+    AgainSite,
     BranchSite,
     GateUpSite,
     OutputSite,
@@ -216,13 +217,17 @@ class _BlockLayout:
         if block.attn is None:
             return sites
         sites += [site for letter in "qk" for site in self.head_norm(letter)]
-        query, key, value = (ArgumentPlace(self.path("attn"), block.query_argument + index) for index in range(3))
+        query, key, value = (
+            ArgumentPlace(self.path("attn"), block.query_argument + index, repeated=block.softmax.times > 1)
+            for index in range(3)
+        )
         if "rotary" in block.features:
             meet: list[AnyPlace] = [query, key]
             if block.softmax.queries is not None:
                 meet = [RotatedPlace(self.path("attn"), letter, self.key_values) for letter in "qk"]
             names = (f"{prefix}.hook_rot_q", f"{prefix}.hook_rot_k")
             sites += [ArgumentSite(name, place) for name, place in zip(names, meet, strict=True)]
+            sites += [site for name, place in zip(names, meet, strict=True) for site in self.again(place, name)]
         if block.values is not None:
             sites.append(HeadsSite(self.layer, "v", Place(self.path("values"), "output")))
         elif block.qkv is None and block.v is None:
@@ -250,6 +255,7 @@ class _BlockLayout:
         pattern = (SharedPatternSite if form.behind else PatternSite)(layer, self.square("output"), scores)
         sites: list[Site] = [scores, pattern]
         upstream = (*scores.names, *pattern.names)
+        sites += [*self.again(scores.place, *scores.names), *self.again(pattern.place, *upstream)]
         if block.z_from_call or block.o is None:
             sites.append(HeadsSite(layer, "z", ResultPlace(self.path("attn"))))
         if block.o is None:
@@ -264,7 +270,13 @@ class _BlockLayout:
         module = self.block.softmax.module
         if module is not None:
             return Place(self.architecture.below(self.layer, module), side)
-        return SoftmaxPlace(self.path("attn"), side)
+        return SoftmaxPlace(self.path("attn"), side, repeated=self.block.softmax.times > 1)
+
+    def again(self, place: AnyPlace, *after_edits_of: str) -> list[Site]:
+        """The same place in the later calls of attention."""
+        if not isinstance(place, ArgumentPlace | SoftmaxPlace):
+            return []
+        return [AgainSite(place, call, after_edits_of) for call in range(1, self.block.softmax.times)]
 
     # --- MLP ----------------------------------------------------------------------------------------------------------
 

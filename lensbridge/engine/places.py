@@ -206,34 +206,48 @@ class Place:
 
 @dataclass(frozen=True)
 class SoftmaxPlace:
-    """What goes into an attention's softmax, or comes out of it."""
+    """What goes into an attention's softmax, or comes out of it.
+
+    ``call`` is as of `Place`; ``repeated`` if what is put here goes into the calls after it, too.
+    """
 
     path: str
     side: Side
+    call: int = 0
+    repeated: bool = False
 
     def read(self, view: View) -> Tensor:
-        return getattr(view.operations[self.path].softmax, self.side)
+        with _at_call(self.call):
+            return getattr(view.operations[self.path].softmax, self.side)
 
     def write(self, view: View, value: Tensor) -> None:
-        setattr(view.operations[self.path].softmax, self.side, value)
+        with _at_call(self.call):
+            setattr(view.operations[self.path].softmax, self.side, value)
 
 
 @dataclass(frozen=True)
 class ArgumentPlace:
-    """A positional argument of the function that an attention calls on its queries, keys and values."""
+    """A positional argument of the function that an attention calls on its queries, keys and values.
+
+    ``call`` and ``repeated`` are as of `SoftmaxPlace`.
+    """
 
     path: str
     argument: int
+    call: int = 0
+    repeated: bool = False
 
     def read(self, view: View) -> Tensor:
-        value = view.operations[self.path].around.inputs[0][self.argument]
+        with _at_call(self.call):
+            value = view.operations[self.path].around.inputs[0][self.argument]
         return value.permute(1, 2, 0, 3) if view.has_positions_first(self.path) else value
 
     def write(self, view: View, value: Tensor) -> None:
         call = view.operations[self.path].around
         value = value.permute(2, 0, 1, 3) if view.has_positions_first(self.path) else value
-        args, kwargs = call.inputs
-        call.inputs = ((*args[: self.argument], value, *args[self.argument + 1 :]), kwargs)
+        with _at_call(self.call):
+            args, kwargs = call.inputs
+            call.inputs = ((*args[: self.argument], value, *args[self.argument + 1 :]), kwargs)
 
 
 @dataclass(frozen=True)

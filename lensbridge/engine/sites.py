@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..basis import Basis, Stream
 from ..errors import HookError, LensbridgeError
 from ..later import Later
-from .places import AnyPlace, Place, View
+from .places import AnyPlace, ArgumentPlace, Place, SoftmaxPlace, View
 
 
 class Recording(Protocol):
@@ -73,6 +73,8 @@ class Run:
     value_biases: dict[int, Tensor | None] = field(default_factory=dict)
     #: TransformerLens' final norm output, kept for ``unembed.hook_in`` where HF's is in another basis.
     final_norm: Tensor | None = None
+    #: Place in an attention's first call -> what was put there, for its later calls.
+    repeated: dict[AnyPlace, Tensor] = field(default_factory=dict)
     #: What the final norm reads, in a run that nobody listens to.
     final_input: Tensor | None = None
     #: The unembedding's output after its hooks.
@@ -111,6 +113,8 @@ class Run:
         given = value.clone() if isinstance(place, Place) and self._is_overwritten(place) else value
         place.write(self.view, given.flatten(0, 1) if flat else given)
         self._here, self._value = place, value
+        if isinstance(place, ArgumentPlace | SoftmaxPlace) and place.repeated:
+            self.repeated[place] = value
 
     def _is_overwritten(self, place: Place) -> bool:
         return (place.path, place.side) in self.overwritten
@@ -342,6 +346,21 @@ class OutputSite(BranchSite):
     def visit(self, run: Run) -> None:
         if run.listens(self.names[0]):
             self._show(run)
+
+
+class AgainSite(Site):
+    """A later call of an attention: what was put in at the first one goes in here, too."""
+
+    names = ()
+
+    def __init__(self, first: ArgumentPlace | SoftmaxPlace, call: int, after_edits_of: tuple[str, ...]) -> None:
+        self.first = first
+        self.place = replace(first, call=call, repeated=False)
+        self.after_edits_of = after_edits_of
+
+    def visit(self, run: Run) -> None:
+        if self.first in run.repeated:
+            run.write(self.place, run.repeated[self.first])
 
 
 class PartSite(Site):
