@@ -370,8 +370,10 @@ class Parameters:
 
     def _expert(self, layer: int, expert: int) -> Branch:
         arch, out = self.architecture, Branch({}, {}, {})
-        if arch.blocks[layer].ln2 is not None:
-            self._norm(out, "ln", arch.in_layer(layer, "ln2"))
+        block = arch.blocks[layer]
+        before = block.ln2 if block.beside is None else block.beside.reads
+        if before is not None:
+            self._norm(out, "ln", arch.below(layer, before))
         stored = Experts(self.module(arch.in_layer(layer, "experts"))).weights(expert)
         for name in dict.fromkeys(name.partition(".")[0] for name in stored):
             self._affine(out, name, {word: stored[f"{name}.{word}"] for word in WORDS if f"{name}.{word}" in stored})

@@ -7,6 +7,8 @@ entry there that holds after all fails here.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import logging
 import re
@@ -16,8 +18,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from lensbridge.architectures import BY_CLASS
+from lensbridge.architectures.record import Architecture
 from lensbridge.checking import GROUPS, KNOWN, Outcome, Report, hooked
 from lensbridge.checking.edits import check_edits
 from lensbridge.checking.effects import check_effects
@@ -28,7 +32,6 @@ from lensbridge.errors import UnsupportedModelError
 from lensbridge.tiny import FAMILIES, tiny_family
 
 KEYS = [key for key in recorded() if refusal(key) is None]
-REFUSED = [key for key in recorded() if refusal(key) is not None]
 
 
 @lru_cache(maxsize=2)
@@ -105,12 +108,23 @@ def test_edits_in_the_processed_basis(key: str) -> None:
     assert not (failures := [outcome for outcome in outcomes if not outcome.is_fine]), explained(failures)
 
 
-@pytest.mark.parametrize("key", REFUSED)
-def test_what_a_record_refuses_is_refused_with_its_reason(key: str) -> None:
-    reason = refusal(key)
-    assert reason is not None
-    with pytest.raises(UnsupportedModelError, match=re.escape(reason)):
-        hooked(tiny_family(key))
+@pytest.mark.parametrize(
+    ("record", "condition"),
+    [pytest.param(r, c, id=f"{r.model_type}-{c}") for r in BY_CLASS.values() for c in r.refused],
+)
+def test_what_a_record_refuses_is_refused_with_its_reason(record: Architecture, condition: str) -> None:
+    hf = tiny_family(record.model_type)
+    path, _, value = condition.partition("=")
+    *owners, name = path.split(".")
+    owner = functools.reduce(getattr, owners, hf.config.get_text_config(decoder=True))
+    assert hasattr(owner, name)
+    # Configs look at types: of numbers there are some of either.
+    for given in (value != "False", 1, 1.0) if value in ("", "True", "False") else (value,):
+        with contextlib.suppress(StrictDataclassFieldValidationError):
+            setattr(owner, name, given)
+            break
+    with pytest.raises(UnsupportedModelError, match=re.escape(record.refused[condition])):
+        hooked(hf)
 
 
 @pytest.mark.slow

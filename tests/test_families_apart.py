@@ -160,6 +160,12 @@ def test_edits_go_into_both_calls_of_differential_attention() -> None:
     assert torch.allclose(edited("pattern", lambda value: level.softmax(-1)), uniform, atol=1e-5)
 
 
+def test_an_mlp_with_experts_beside_it_does_not_run_by_itself() -> None:
+    model = lens_of("gemma4_text@experts")
+    with pytest.raises(UnsupportedModelError, match="experts beside it, which read the residual stream"):
+        model.blocks[0].mlp(torch.zeros(1, 3, model.cfg.d_model))
+
+
 def test_a_bias_behind_the_projection_is_attention_s() -> None:
     model = lens_of("gpt_neox_japanese")
     last = model.cfg.n_layers - 1

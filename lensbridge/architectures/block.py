@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..experts import ExpertForm, form_of
-from .forms import PARTS, Layout, Refusal, Softmax
+from .forms import PARTS, Beside, Layout, Refusal, Softmax
 
 #: A factor: the path of the attribute that holds it, below a layer; or what makes it of the layer.
 Factor = str | Callable[[Any], Any]
@@ -88,6 +88,8 @@ class Block:
     weighs_all: bool = False
     #: What can be shown of the single experts, as their module declares it (`Architecture.block_of`).
     expert_form: ExpertForm = ExpertForm()
+    #: Where the experts are beside ``mlp``, with norms of their own.
+    beside: Beside | None = None
     ln2_post: str | None = None
     #: The modules whose output is added to the residual stream, where these are not ``ln1_post`` or ``attn`` and
     #: ``ln2_post`` or ``mlp``.

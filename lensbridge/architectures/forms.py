@@ -56,6 +56,16 @@ GROUPS = Layout("key-value heads")
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Experts beside the MLP that another norm reads the same stream for: that norm, and those of what the MLP and the
+    experts write, before the two are added. Paths below a layer."""
+
+    reads: str
+    of_mlp: str
+    of_experts: str
+
+
+@dataclass(frozen=True)
 class Refusal:
     """Points (their names below a layer) that layers do not have, and why not: the modules where they would be read
     are there, but what passes these does not mean what the names mean.

@@ -10,6 +10,7 @@
 
 from dataclasses import replace
 
+from .forms import Beside
 from .irregular import KEYS_OF_ANOTHER
 from .record import Architecture, Block
 
@@ -56,6 +57,11 @@ GEMMA3 = replace(
 )
 GEMMA3_MULTIMODAL = replace(GEMMA3.within("gemma3", "Gemma3ForConditionalGeneration"), refused=ONE_WAY_ONLY)
 SHARED_KEYS = {"num_kv_shared_layers": {"rereads": "the last layers attend to keys and values of earlier ones"}}
+BESIDE = Beside(
+    reads="pre_feedforward_layernorm_2",
+    of_mlp="post_feedforward_layernorm_1",
+    of_experts="post_feedforward_layernorm_2",
+)
 GEMMA4 = replace(
     GEMMA3,
     model_type="gemma4_text",
@@ -72,21 +78,18 @@ GEMMA4 = replace(
         "self_attn.q_norm": {"q_norm": "self_attn.q_norm"},
         "self_attn.v_norm": {"values": "self_attn.v_norm"},
         "self_attn.k_proj": {"k": "self_attn.k_proj", "k_norm": "self_attn.k_norm", "refusals": ()},
+        "experts": {
+            **dict.fromkeys(("gate", "mlp_in", "mlp_out")),
+            **{"experts": "experts", "router": "router", "beside": BESIDE},
+        },
     },
     variants={
         **SHARED_KEYS,
         "hidden_size_per_layer_input": {"rereads": "each layer has an embedding of its own of the tokens"},
     },
-    refused={
-        "enable_moe_block": "an MLP and experts beside it are normed apart before they are added and normed again"
-    },
 )
 GEMMA4_MULTIMODAL = GEMMA4.within("gemma4", "Gemma4ForConditionalGeneration")
 GEMMA4_UNIFIED = replace(
-    GEMMA4,
-    model_type="gemma4_unified_text",
-    hf_class="Gemma4UnifiedForCausalLM",
-    variants=SHARED_KEYS,
-    refused={},
+    GEMMA4, model_type="gemma4_unified_text", hf_class="Gemma4UnifiedForCausalLM", variants=SHARED_KEYS
 )
 GEMMA4_UNIFIED_MULTIMODAL = GEMMA4_UNIFIED.within("gemma4_unified", "Gemma4UnifiedForConditionalGeneration")

@@ -154,6 +154,46 @@ class Mixture:
         return total
 
 
+class Beside(Mixture):
+    """The experts beside the MLP of one layer, with the MLP.
+
+    Args:
+        source: what is normed for both, ``[batch, pos, d_model]``.
+    """
+
+    def __init__(self, subject: Subject, layer: int, source: Read) -> None:
+        super().__init__(subject, layer, self._normed)
+        self.source = source
+        assert self.block.beside is not None
+        self.beside = self.block.beside
+
+    def _module(self, path: str | None) -> Any:
+        return self.subject.hf.get_submodule(self.subject.architecture.below(self.layer, path))
+
+    def _gain(self, path: str | None) -> Tensor:
+        path = self.subject.architecture.below(self.layer, path)
+        return self.subject.model.interior.weights.parameters.gain(path).detach()
+
+    def _normed(self, look: Look) -> Tensor:
+        """What the experts read, in the active basis."""
+        normalized = look[f"blocks.{self.layer}.ln2.hook_normalized"]
+        folded = self.subject.model.interior.weights.processing.fold_ln
+        return normalized if folded else normalized * self._gain(self.beside.reads)
+
+    def _run(self, look: Look, before: Any = None, after: Any = None) -> Tensor:
+        normalized = look[f"blocks.{self.layer}.ln2.hook_normalized"]
+        to_mlp, to_experts = (normalized * self._gain(path) for path in (self.block.ln2, self.beside.reads))
+        with ExitStack() as stack:
+            if before is not None:
+                stack.enter_context(self.module.register_forward_pre_hook(before, with_kwargs=True))
+            if after is not None:
+                stack.enter_context(self.module.register_forward_hook(after))
+            _, weights, indices = self._module(self.block.router)(self.source(look).flatten(0, 1))
+            experts = self.module(to_experts.flatten(0, 1), indices, weights).view(to_experts.shape)
+        mlp = self._module(self.block.mlp)(to_mlp)
+        return self._module(self.beside.of_mlp)(mlp) + self._module(self.beside.of_experts)(experts)
+
+
 def expert_identities(mixture: Mixture) -> Iterator[tuple]:
     """Those of the choice and of the neurons, as rows of `Identity`."""
     if mixture.block.weighs_all:

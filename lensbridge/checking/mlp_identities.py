@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from ..utilities.activation_functions import SUPPORTED_ACTIVATIONS
-from .expert_identities import Mixture, expert_identities
+from .expert_identities import Beside, Mixture, expert_identities
 from .norm_identities import norm_identities
 from .subject import Look, Subject
 
@@ -43,7 +43,7 @@ def mlp_identities(subject: Subject, layer: int) -> Iterator[tuple]:
         return subject.behind_norm(layer, "ln2", subject.reaching(norm, look.normed(norm)))
 
     if block.experts is not None:
-        mixture = Mixture(subject, layer, read)
+        mixture = Mixture(subject, layer, read) if block.beside is None else Beside(subject, layer, source)
         yield from expert_identities(mixture)
         posts = [mixture.point(expert, "post") for expert in range(mixture.form.shown)]
         verifies = (mixture.weights, mixture.indices, *posts)

@@ -7,6 +7,7 @@ TransformerLens' points are served at, in TransformerLens' firing order.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..architectures import Architecture
@@ -22,7 +23,7 @@ from .attention_sites import (
     ZSite,
 )
 from .expert_sites import ChosenSite, NeuronsSite, ScoredSite
-from .norm_sites import CopySite, HeadNormSite, Norm, NormSite, ReaderSite, UnembedInSite
+from .norm_sites import AgainNormedSite, CopySite, HeadNormSite, Norm, NormSite, ReaderSite, UnembedInSite
 from .places import (
     AnyPlace,
     ArgumentPlace,
@@ -276,7 +277,8 @@ class _BlockLayout:
         """The same place in the later calls of attention."""
         if not isinstance(place, ArgumentPlace | SoftmaxPlace):
             return []
-        return [AgainSite(place, call, after_edits_of) for call in range(1, self.block.softmax.times)]
+        later = (replace(place, call=call, repeated=False) for call in range(1, self.block.softmax.times))
+        return [AgainSite(place, again, after_edits_of) for again in later]
 
     # --- MLP ----------------------------------------------------------------------------------------------------------
 
@@ -296,8 +298,12 @@ class _BlockLayout:
         else:
             shared = block.ln1 == block.ln2 or block.mlp_skip is not None
             norm = self.norms[self.path("ln2")]
-            ln2 = NormSite(f"{prefix}.ln2", norm, reader=f"{prefix}.mlp.hook_in", shared=shared, flat=block.flat_mlp)
-            copy = CopySite(f"{prefix}.hook_mlp_in", ln2.place, ln2 if shared else None)
+            # What MLP and experts read is not the same where they have norms of their own.
+            reads = f"{prefix}.mlp.hook_in" if block.beside is None else None
+            ln2 = NormSite(f"{prefix}.ln2", norm, reader=reads, shared=shared, flat=block.flat_mlp)
+            read = Place(norm.path, "input", block.flat_mlp, repeated=block.beside is not None)
+            copy = CopySite(f"{prefix}.hook_mlp_in", read, ln2 if shared else None)
+            sites += self.beside(copy, ln2)
             sites += [copy, ln2, *([ReaderSite(ln2, self.place("mlp", "input"), copy)] if shared else [])]
         return [*sites, *(self.neurons() if block.mlp_out is not None else self.experts()), *self.output()]
 
@@ -312,6 +318,16 @@ class _BlockLayout:
         assert branch is not None
         flat = block.flat_mlp or block.flat_mlp_out
         return [OutputSite(name, Place(self.architecture.below(self.layer, branch), "output", flat))]
+
+    def beside(self, copy: CopySite, ln2: NormSite) -> list[Site]:
+        """Where edits of what the MLP reads go in for experts beside it."""
+        block = self.block
+        if block.beside is None or block.router is None:
+            return []
+        path = self.architecture.below(self.layer, block.beside.reads)
+        readers = (Place(each, "input", flat=True) for each in (self.path("router"), path))
+        normed = AgainNormedSite(ln2, self.norms[path], Place(path, "output", flat=True))
+        return [*(AgainSite(copy.place, reader, copy.names) for reader in readers), normed]
 
     def experts(self) -> list[Site]:
         """Which experts are chosen, and what they compute."""

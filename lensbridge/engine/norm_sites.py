@@ -131,6 +131,8 @@ class NormSite(Site):
         self.place = Place(norm.path, "input", flat, call)
         self.output = Place(norm.path, "output", flat, call)
         self.shared = shared
+        #: Whether another norm takes over what hooks make of the normalised input.
+        self.passes_on = False
 
     def visit(self, run: Run) -> None:
         quick = not any(run.edits(name) for name in (*self.names, *(FINAL_READERS if self.final else ())))
@@ -145,6 +147,8 @@ class NormSite(Site):
                 return
         if changed:
             self._write(run, run.basis.norm_output_to_hf(normalized, self.norm))
+            if self.passes_on:
+                run.normalized[self.prefix] = normalized
         if self.final:
             run.final_norm = run.basis.norm_output(normalized, self.norm)
 
@@ -178,6 +182,24 @@ class ReaderSite(Site):
         output = run.reader_inputs.pop(self.prefix, None)
         if output is not None:
             run.write(self.place, output)
+
+
+class AgainNormedSite(Site):
+    """Another norm of the same stream, which takes over what was made of its normalised form."""
+
+    names = ()
+
+    def __init__(self, first: NormSite, norm: Norm, place: Place) -> None:
+        first.passes_on = True
+        self.prefix = first.prefix
+        self.norm = norm
+        self.place = place
+        self.after_edits_of = first.names
+
+    def visit(self, run: Run) -> None:
+        normalized = run.normalized.pop(self.prefix, None)
+        if normalized is not None:
+            run.write(self.place, run.basis.norm_output_to_hf(normalized, self.norm))
 
 
 class HeadNormSite(NormSite):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..basis import Stream
+from ..errors import UnsupportedModelError
 from .kv import append_new, hf_cache
 from .places import Place, View
 from .plan import Listeners, Plan, Span, edits_of
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 def run_mlp(engine: Engine, layer: int, x: Tensor, listeners: Listeners) -> Tensor:
     """One layer's MLP on the output of its norm."""
     arch = engine.architecture
+    if arch.blocks[layer].beside is not None:
+        raise UnsupportedModelError(
+            f"the MLP of layer {layer} does not run by itself: there are experts beside it, which read the residual "
+            "stream through another norm. Run the block, or the model with start_at_layer and stop_at_layer."
+        )
     hidden = engine.basis.norm_output_as_hf(x, engine.norms[arch.in_layer(layer, "ln2")])
     output = _run_module(engine, layer, arch.in_layer(layer, "mlp"), hidden.contiguous(), {}, listeners, {})
     return Stream(engine.basis.centres_stream).read_branch(output)

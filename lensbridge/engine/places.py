@@ -171,13 +171,14 @@ class Place:
     """The input or output of a module of the HF model; of a tuple output, the first entry.
 
     ``flat`` if batch and position are one axis there, which is for who reads it to undo; ``call`` is the number of the
-    module's call, where it is called more than once.
+    module's call, where it is called more than once; ``repeated`` if what is put here goes to other places, too.
     """
 
     path: str
     side: Side
     flat: bool = False
     call: int = 0
+    repeated: bool = False
 
     @property
     def event(self) -> Event:
@@ -208,7 +209,7 @@ class Place:
 class SoftmaxPlace:
     """What goes into an attention's softmax, or comes out of it.
 
-    ``call`` is as of `Place`; ``repeated`` if what is put here goes into the calls after it, too.
+    ``call`` and ``repeated`` are as of `Place`.
     """
 
     path: str
@@ -229,7 +230,7 @@ class SoftmaxPlace:
 class ArgumentPlace:
     """A positional argument of the function that an attention calls on its queries, keys and values.
 
-    ``call`` and ``repeated`` are as of `SoftmaxPlace`.
+    ``call`` and ``repeated`` are as of `Place`.
     """
 
     path: str

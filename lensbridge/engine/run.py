@@ -95,7 +95,10 @@ class Engine:
         around = ((arch.ln_final, arch.head is None), (arch.embed_norm, False))
         folds = {path: folded for path, folded in around if path}
         for layer, block in enumerate(arch.blocks):
-            for role, folded in {"ln1": block.folds_ln1, "ln2": block.folds_ln2, **UNFOLDED_NORMS}.items():
+            if block.beside is not None:
+                folds[arch.below(layer, block.beside.reads)] = block.folds_ln2
+            folds_ln2 = block.folds_ln2 and block.beside is None
+            for role, folded in {"ln1": block.folds_ln1, "ln2": folds_ln2, **UNFOLDED_NORMS}.items():
                 if getattr(block, role) is not None:
                     folds.setdefault(arch.in_layer(layer, role), folded)
         module = self.hf_model.get_submodule

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -73,8 +73,10 @@ class Run:
     value_biases: dict[int, Tensor | None] = field(default_factory=dict)
     #: TransformerLens' final norm output, kept for ``unembed.hook_in`` where HF's is in another basis.
     final_norm: Tensor | None = None
-    #: Place in an attention's first call -> what was put there, for its later calls.
+    #: Place -> what was put there, where that goes to other places, too (`AgainSite`).
     repeated: dict[AnyPlace, Tensor] = field(default_factory=dict)
+    #: prefix of a norm -> its edited normalised input, which another norm takes over.
+    normalized: dict[str, Tensor] = field(default_factory=dict)
     #: What the final norm reads, in a run that nobody listens to.
     final_input: Tensor | None = None
     #: The unembedding's output after its hooks.
@@ -113,7 +115,7 @@ class Run:
         given = value.clone() if isinstance(place, Place) and self._is_overwritten(place) else value
         place.write(self.view, given.flatten(0, 1) if flat else given)
         self._here, self._value = place, value
-        if isinstance(place, ArgumentPlace | SoftmaxPlace) and place.repeated:
+        if isinstance(place, ArgumentPlace | Place | SoftmaxPlace) and place.repeated:
             self.repeated[place] = value
 
     def _is_overwritten(self, place: Place) -> bool:
@@ -349,13 +351,13 @@ class OutputSite(BranchSite):
 
 
 class AgainSite(Site):
-    """A later call of an attention: what was put in at the first one goes in here, too."""
+    """A place to which goes what was put in at another before: a later call of an attention, say."""
 
     names = ()
 
-    def __init__(self, first: ArgumentPlace | SoftmaxPlace, call: int, after_edits_of: tuple[str, ...]) -> None:
+    def __init__(self, first: AnyPlace, place: AnyPlace, after_edits_of: tuple[str, ...]) -> None:
         self.first = first
-        self.place = replace(first, call=call, repeated=False)
+        self.place = place
         self.after_edits_of = after_edits_of
 
     def visit(self, run: Run) -> None:
