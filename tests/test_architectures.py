@@ -20,7 +20,7 @@ from lensbridge.tiny import FAMILIES, tiny_family
 #: The fields of a block that are paths of attributes that are no modules, and the one that is none.
 ATTRIBUTES = {
     *("attn_factor", "mlp_factor", "attn_also_factor", "attn_in_factor", "attn_residual", "mlp_residual"),
-    *("attn_skip", "mlp_skip", "sinks", "o_bias"),
+    *("attn_skip", "mlp_skip", "attn_bias", "mlp_bias", "sinks", "o_bias"),
 }
 WORDS = {"extra"}
 #: What transformers asks of every config, whether its class has it or not.

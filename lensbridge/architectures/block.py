@@ -105,6 +105,9 @@ class Block:
     attn_factor: Factor | None = None
     mlp_factor: Factor | None = None
     attn_also_factor: str | None = None
+    #: What is added behind that factor, to the stream's side of the sum, too.
+    attn_bias: Factor | None = None
+    mlp_bias: Factor | None = None
     #: A factor on the stream that attention's or the MLP's output is added to.
     attn_residual: Factor | None = None
     mlp_residual: Factor | None = None
@@ -128,6 +131,8 @@ class Block:
     gated_norms: bool = False
     #: Where the residual stream between attention and MLP is the input of, if not of ``ln2`` or the MLP.
     middle: str | None = None
+    #: Or the module whose output it is.
+    between: str | None = None
     #: What else the layer adds to the stream or does to it, in words; hook_resid_post is then no sum of the others.
     extra: str | None = None
     #: Whether queries and keys are rotated (Su et al. 2021) before they meet, and which argument of the function that

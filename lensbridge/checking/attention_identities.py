@@ -228,6 +228,7 @@ def _output(subject: Subject, layer: int) -> Iterator[tuple]:
         yield result, "z @ W_O, by head" if block.z_norm is None else "norm(z) @ W_O, by head", by_head
     factor = subject.factor(layer, "attn_factor")
     times = " * factor" if factor is not None else ""
+    bias = subject.factor(layer, "attn_bias")
     norm = subject.norm_behind(layer, "attn")
     if unknown and result not in subject.names:
         return
@@ -237,6 +238,9 @@ def _output(subject: Subject, layer: int) -> Iterator[tuple]:
         yield out, f"{norm.rpartition('.')[2]}'s output{times}", behind, (result,)
     else:
         equation, value = f"(sum(result) + b_O){times}" if times else "sum(result) + b_O", _scaled(together, factor)
+        if bias is not None:
+            inner = value
+            equation, value = f"{equation} + bias", lambda look: inner(look) + bias
         if block.attn_also is not None:
             equation, value = f"{equation} + {block.attn_also}", _with_another(subject, layer, value, factor)
         yield out, equation, value, (z, result)

@@ -83,6 +83,24 @@ def given_to(hf_model: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Te
 
 
 @contextmanager
+def called_with(hf_model: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, tuple[tuple, dict[str, Any]]]]:
+    """While open, what the modules at these paths are called with behind their first argument, by path."""
+    found: dict[str, tuple[tuple, dict[str, Any]]] = {}
+    handles = []
+    for path in paths:
+
+        def enter(module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
+            found[path] = (args[1:], kwargs) if args else ((), dict([*kwargs.items()][1:]))
+
+        handles.append(hf_model.get_submodule(path).register_forward_pre_hook(enter, with_kwargs=True))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def capturing(hf_model: nn.Module, live: bool = False) -> Iterator[Captured]:
     """While open, what the model's modules are given and give back is kept.
 

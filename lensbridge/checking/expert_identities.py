@@ -6,7 +6,6 @@ sum: they are run by themselves on those tokens.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -58,10 +57,10 @@ class Mixture:
             if after is not None:
                 stack.enter_context(self.module.register_forward_hook(after))
             for path in filter(None, (self.block.mlp_also, self.block.mlp)):
-                module = self.subject.hf.get_submodule(self.subject.architecture.below(self.layer, path))
-                # Some choose by the tokens themselves.
-                takes = inspect.signature(module.forward).parameters
-                output = module(hidden.clone(), **({"input_ids": look.subject.tokens} if "input_ids" in takes else {}))
+                whole = self.subject.architecture.below(self.layer, path)
+                # Some choose by the tokens themselves, or by what was chosen before.
+                args, kwargs = look.further[whole]
+                output = self.subject.hf.get_submodule(whole)(hidden.clone(), *args, **kwargs)
                 total = total + (output[0] if isinstance(output, tuple) else output)
         assert isinstance(total, Tensor)
         return total - total.mean(-1, keepdim=True) if self.subject.model.interior.basis.centres_stream else total

@@ -124,7 +124,8 @@ def _output(
         equation = f"{norm.rsplit('.', 1)[-1]}'s output{times}"
     else:
         value, equation = written, f"({name}){times}" if times else name
-    if factor is not None:
+    bias = subject.factor(layer, "mlp_bias")
+    if factor is not None or bias is not None:
         inner = value
-        value = lambda look: inner(look) * factor  # noqa: E731
+        value = lambda look: inner(look) * (1 if factor is None else factor) + (0 if bias is None else bias)  # noqa: E731
     yield f"blocks.{layer}.hook_mlp_out", equation, value, verifies

@@ -20,7 +20,7 @@ from ..errors import UnknownPointError
 from ..parameters import Heads, factor_of
 from ..points import FLAG_SETTERS, POINTS, point_of, template
 from ..processing import Processing
-from .capture import Captured, capturing, given_to
+from .capture import Captured, called_with, capturing, given_to
 from .outcome import Known
 
 #: The options of `from_pretrained`.
@@ -35,11 +35,18 @@ class Look:
 
     Args:
         given: what modules were given in this run that no point shows, by path.
+        further: what MLPs with experts were called with behind their first argument, by path.
     """
 
     def __init__(
-        self, subject: Subject, values: Mapping[str, Tensor], logits: Tensor, given: Mapping[str, Tensor]
+        self,
+        subject: Subject,
+        values: Mapping[str, Tensor],
+        logits: Tensor,
+        given: Mapping[str, Tensor],
+        further: Mapping[str, tuple[tuple, dict[str, Any]]],
     ) -> None:
+        self.further = further
         self.subject = subject
         self.values = values
         self.logits = logits
@@ -174,14 +181,16 @@ class Subject:
 
     @cached_property
     def idle(self) -> frozenset[str]:
-        """The points of experts that none of the tokens is sent to, so that they do not fire."""
+        """The points of experts that none of the tokens is sent to, so that they do not fire; or none with a weight."""
         indices = [name for name in self.all_names if name.endswith("hook_expert_indices")]
+        wanted = [*indices, *(name.replace("indices", "weights") for name in indices)]
         with torch.no_grad():
-            _, chosen = self.model.run_with_cache(self.tokens, names_filter=indices, return_cache_object=False)
+            _, found = self.model.run_with_cache(self.tokens, names_filter=wanted, return_cache_object=False)
         busy = {
             f"{name.rpartition('.')[0]}.experts.{expert}"
-            for name, experts in chosen.items()
-            for expert in experts.unique().tolist()
+            for name in indices
+            for expert in found[name].unique().tolist()
+            if found[name.replace("indices", "weights")][:, expert].any()
         }
         return frozenset(name for name in self.all_names if ".experts." in name and name.rpartition(".")[0] not in busy)
 
@@ -244,6 +253,12 @@ class Subject:
         return found
 
     @cached_property
+    def mixtures(self) -> list[str]:
+        """The paths of the MLPs with experts."""
+        layers = (layer for layer in range(self.n_layers) if self.block(layer).experts is not None)
+        return [self.architecture.below(n, p) for n in layers for p in (self.block(n).mlp, self.block(n).mlp_also) if p]
+
+    @cached_property
     def chooses_keys(self) -> bool:
         """Whether attention chooses the keys that a query meets, by an indexer."""
         return any(path.endswith("indexer") for path, _ in self.hf.named_modules())
@@ -285,9 +300,10 @@ class Subject:
         return self._look(hooks)
 
     def _look(self, hooks: Hooks) -> Look:
-        with torch.no_grad(), self.model.hooks(fwd_hooks=list(hooks)), given_to(self.hf, self.unshown) as given:
+        unshown = given_to(self.hf, self.unshown), called_with(self.hf, self.mixtures)
+        with torch.no_grad(), self.model.hooks(fwd_hooks=list(hooks)), unshown[0] as given, unshown[1] as further:
             logits, cache = self.model.run_with_cache(self.tokens, return_cache_object=False)
-        return Look(self, dict(cache.items()), logits, given)
+        return Look(self, dict(cache.items()), logits, given, further)
 
     # --- switches -----------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..architectures import Architecture
+from ..architectures.block import Factor
 from .attention_sites import (
     ArgumentSite,
     AttentionInputSite,
@@ -91,7 +92,7 @@ def _behind(architecture: Architecture, norms: Mapping[str, Norm]) -> list[Site]
     return [*after, UnembedOutSite("unembed.hook_out", first(head, "output"))]
 
 
-def _scaled(place: Place, owner: str, factor: str | None, bias: str | None = None, power: float = 1.0) -> Place:
+def _scaled(place: Place, owner: str, factor: Factor | None, bias: Factor | None = None, power: float = 1.0) -> Place:
     """The place, with the factor and the bias that stand behind it."""
     if factor is None and bias is None:
         return place
@@ -156,7 +157,10 @@ class _BlockLayout:
         flat = part == "mlp" and (self.block.flat_mlp or self.block.flat_mlp_out)
         name = f"{self.prefix}.hook_{part}_out"
         factor, also = (getattr(self.block, f"{part}_{what}") for what in ("factor", "also"))
-        bias, call = (self.block.o_bias, self.block.attn_branch_call) if part == "attn" else (None, 0)
+        bias: Factor | None = getattr(self.block, f"{part}_bias")
+        call = 0
+        if part == "attn":
+            bias, call = bias or self.block.o_bias, self.block.attn_branch_call
 
         def place(path: str, factor: str | None) -> Place:
             there = Place(self.architecture.below(self.layer, path), "output", flat, call)
@@ -175,10 +179,13 @@ class _BlockLayout:
             return []
         if block.post_norm:
             return [StreamSite(f"{self.prefix}.hook_resid_mid", Place(self.path("ln1"), "input"))]
+        name = f"{self.prefix}.hook_resid_mid"
+        if block.between is not None:
+            return [StreamSite(name, Place(self.path("between"), "output"))]
         reader = block.middle or block.ln2 or block.mlp
         assert reader is not None
         place = Place(self.architecture.below(self.layer, reader), "input", block.flat_mlp)
-        return [StreamSite(f"{self.prefix}.hook_resid_mid", place, in_place=True)]
+        return [StreamSite(name, place, in_place=True)]
 
     def end(self) -> list[Site]:
         """The stream behind the MLP."""

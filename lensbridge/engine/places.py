@@ -18,6 +18,7 @@ from nnsight import NNsight
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
 
+from ..architectures.block import Factor
 from ..architectures.record import Softmax
 from ..parameters import factor_of
 from .operations import Operation
@@ -273,12 +274,13 @@ class ResultPlace:
 class FactorPlace(Place):
     """What is added to the stream where a factor, or a bias, stands between it and a module's output.
 
-    ``owner`` is the module below which the attributes ``factor`` (to a power) and ``bias`` hold them.
+    ``owner`` is the module below which the attributes ``factor`` (to a power) and ``bias`` hold them, or which these
+    are made of.
     """
 
     owner: str = ""
-    factor: str | None = None
-    bias: str | None = None
+    factor: Factor | None = None
+    bias: Factor | None = None
     power: float = 1.0
 
     def read(self, view: View) -> Tensor:
