@@ -152,6 +152,8 @@ class Interior:
             left_out["fold_ln"] = "nothing linear reads its norms, which stand behind attention and MLP"
         if architecture.after_unembed == "cap":
             left_out["center_unembed"] = "its logits are capped, which centring would change"
+        if architecture.after_unembed == "cut":
+            left_out["center_unembed"] = "some of what is unembedded is no logit, and counts in no mean of these"
         if not all(block.moves_value_bias for block in architecture.blocks if block.attn is not None):
             left_out["fold_value_biases"] = "what a bias of its values adds to attention's output is no constant"
         for option, why in left_out.items():

@@ -63,7 +63,11 @@ def factor_of(module: nn.Module, path: Factor | None, power: float = 1.0) -> Any
 
 def _shown(factor: Any) -> str:
     """A factor in a message; on the meta device it has no value."""
-    return "a factor" if isinstance(factor, Tensor) and factor.is_meta else f"{float(factor):g}"
+    if isinstance(factor, Tensor) and factor.numel() > 1:
+        return "a factor for each coordinate"
+    if isinstance(factor, Tensor):
+        return "a factor" if factor.is_meta else f"{factor.item():g}"
+    return f"{float(factor):g}"
 
 
 def matrix(module: nn.Module) -> Tensor:
@@ -215,6 +219,8 @@ class Parameters:
             queries = self._width(layer, "q") // size // (2 if block.q_gate else 1)
         if block.k is not None and block.qkv is None:
             key_values = self._width(layer, "k") // size
+        elif block.qkv is None and getattr(attention, "num_key_value_groups", None):
+            key_values = queries // attention.num_key_value_groups
         value_size = size if block.o is None else matrix(self.module(self.architecture.in_layer(layer, "o"))).shape[0]
         return Heads(queries, key_values, size, size if block.o is None else value_size // queries)
 
@@ -358,7 +364,7 @@ class Parameters:
         for name in names if factor is not None else ():
             if name in out.weights and name not in out.made:
                 out.sources[name], out.weights[name] = out.weights[name], out.weights[name] * factor
-                out.made[name] = f"{type(self.hf_model).__name__} multiplies what it gives by {float(factor):g}"
+                out.made[name] = f"{type(self.hf_model).__name__} multiplies what it gives by {_shown(factor)}"
 
     def _activation(self, out: Branch, module: nn.Module) -> None:
         """Add what an activation function has learned, as scalars, and its constants."""

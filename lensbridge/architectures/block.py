@@ -95,6 +95,9 @@ class Block:
     #: ``ln2_post`` or ``mlp``.
     attn_branch: str | None = None
     mlp_branch: str | None = None
+    #: Modules that what attention or the MLP writes goes through before it is added (a convolution, say).
+    attn_through: str | None = None
+    mlp_through: str | None = None
     #: Which call of that module it is, counted from 0.
     attn_branch_call: int = 0
     #: A module that is called before them and whose output is added to theirs.
@@ -222,7 +225,8 @@ class Block:
     @property
     def branches(self) -> tuple[str | None, str | None]:
         """The modules whose outputs attention and MLP add to the residual stream."""
-        return (self.attn_branch or self.ln1_post or self.attn, self.mlp_branch or self.ln2_post or self.mlp)
+        attn, mlp = self.attn_branch or self.attn_through, self.mlp_branch or self.mlp_through
+        return (attn or self.ln1_post or self.attn, mlp or self.ln2_post or self.mlp)
 
 
 def unscaled(layer: Any) -> float:

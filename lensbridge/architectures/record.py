@@ -104,8 +104,8 @@ class Architecture:
     #: Attribute of a layer, by its path below it -> its value -> what that changes in the layer.
     by_attribute: Mapping[str, Mapping[Any, Mapping[str, Any]]] = field(default_factory=dict)
     #: What the model does with what its head returns before these are logits: a factor, a cap (no linear map), or it
-    #: stacks them with what its other heads return.
-    after_unembed: Literal["factor", "cap", "stack"] | None = None
+    #: stacks them with what its other heads return, or cuts off those of no token.
+    after_unembed: Literal["factor", "cap", "stack", "cut"] | None = None
     #: The formula of the norms that are no torch.nn.LayerNorm.
     norm: Literal["LN", "RMS"] = "RMS"
     #: The norms' epsilon, where it is written in their code instead of an attribute.

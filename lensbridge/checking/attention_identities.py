@@ -83,7 +83,8 @@ def _projections(subject: Subject, layer: int) -> Iterator[tuple]:
             yield f"{prefix}.attn.hook_{letter}", f"n @ W_{name} + b_{name}", projected(letter)
         if letter != "v" and subject.has(f"{prefix}.attn.{letter}_norm.hook_scale"):
             norm_of = _rotated_norm if subject.block(layer).qk_norm_rotated else norm_identities
-            yield from norm_of(subject, f"{prefix}.attn.{letter}_norm", _at(f"{prefix}.attn.hook_{letter}"), letter)
+            given = _given(f"{prefix}.attn.hook_{letter}", subject.architecture.in_layer(layer, f"{letter}_norm"))
+            yield from norm_of(subject, f"{prefix}.attn.{letter}_norm", given, letter)
 
     yield from _rotated(subject, layer)
 
@@ -146,8 +147,9 @@ def _reshaped(norm: str, point: str) -> Callable[[Look], Tensor]:
     return lambda look: look.normed(norm).reshape(look[point].shape)
 
 
-def _at(point: str) -> Callable[[Look], Tensor]:
-    return lambda look: look[point]
+def _given(point: str, path: str) -> Callable[[Look], Tensor]:
+    """The value of a point, or what a module was given if the model has no such point."""
+    return lambda look: look.first([point], path)
 
 
 def _is_stored(subject: Subject, prefix: str, name: str) -> bool:
@@ -238,6 +240,8 @@ def _output(subject: Subject, layer: int) -> Iterator[tuple]:
         yield out, f"{norm.rpartition('.')[2]}'s output{times}", behind, (result,)
     else:
         equation, value = f"(sum(result) + b_O){times}" if times else "sum(result) + b_O", _scaled(together, factor)
+        if block.attn_through is not None:
+            equation, value = f"{block.attn_through} of {equation}", subject.through(layer, "attn_through", value)
         if bias is not None:
             inner = value
             equation, value = f"{equation} + bias", lambda look: inner(look) + bias

@@ -84,7 +84,7 @@ def _zeroed_head_of_z(subject: Subject, findings: Findings, check: str, layer: i
         # It takes one head's change to the others.
         return
     findings.compare(check, after[result][:, :, others], look[result][:, :, others], f"layer {layer}, other heads")
-    if subject.norm_behind(layer, "attn") is None:
+    if subject.norm_behind(layer, "attn") is None and subject.block(layer).attn_through is None:
         factor = subject.factor(layer, "attn_factor")
         gone = look[result][:, :, 1] * (1 if factor is None else factor)
         findings.compare(check, after[out], look[out] - gone, f"layer {layer}, attn_out")
@@ -179,8 +179,8 @@ def _neurons(subject: Subject, findings: Findings, check: str, layer: int) -> No
 
     look, after = subject.look(), subject.look([(post, only_one)])
     row = look.weight(f"blocks.{layer}.mlp.W_out")
-    if row is None or subject.norm_behind(layer, "mlp") is not None:
-        findings.absent(check, "a norm stands between the neurons and what the MLP adds to the stream")
+    if row is None or subject.norm_behind(layer, "mlp") is not None or subject.block(layer).mlp_through is not None:
+        findings.absent(check, "a norm or convolution stands between neurons and what the MLP adds to the stream")
         return
     factor = subject.factor(layer, "mlp_factor")
     expected = look[out] + row[3] * (1 if factor is None else factor)

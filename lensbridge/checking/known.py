@@ -39,6 +39,8 @@ OF_VALUES: Known = {
     ),
     "effects": {"values are mixed by the pattern": "the mask on the scores is computed from the values, and changes"},
 }
+#: Inkling's distances.
+MIXED = {"blocks.{l}.attn.hook_attn_scores": "each position mixes a bias for its distance to others by what is there"}
 SPARSE = {"blocks.{l}.mlp.hook_post": "some layers set what is small in pre to zero before the activation function"}
 
 KNOWN: dict[str, Known] = {
@@ -58,6 +60,7 @@ KNOWN: dict[str, Known] = {
     "hy_v4": {
         "gradients": {"parameters": "what scales a gate has a gradient of large sums that cancel, to 2e-4 of rounding"}
     },
+    **dict.fromkeys(("inkling_text", "inkling_text@padded"), {"identities": MIXED, "identities, processed": MIXED}),
     "moshi": {
         "generation": {
             "greedy": "HuggingFace's cache forgets keys beyond a window that its masks do not have: it generates "

@@ -124,7 +124,9 @@ def _output(
         equation = f"{norm.rsplit('.', 1)[-1]}'s output{times}"
     else:
         value, equation = written, f"({name}){times}" if times else name
-    bias = subject.factor(layer, "mlp_bias")
+    through, bias = subject.block(layer).mlp_through, subject.factor(layer, "mlp_bias")
+    if through is not None:
+        equation, value = f"{through} of {equation}", subject.through(layer, "mlp_through", value)
     if factor is not None or bias is not None:
         inner = value
         value = lambda look: inner(look) * (1 if factor is None else factor) + (0 if bias is None else bias)  # noqa: E731

@@ -7,7 +7,7 @@ when a check is done.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -161,6 +161,11 @@ class Subject:
         finally:
             handle.remove()
 
+    def through(self, layer: int, role: str, value: Callable[[Look], Tensor]) -> Callable[[Look], Tensor]:
+        """What HuggingFace's module in a role makes of a value."""
+        module = self.hf.get_submodule(self.architecture.in_layer(layer, role))
+        return lambda look: module(value(look)).detach()
+
     def norm_behind(self, layer: int, branch: str) -> str | None:
         """TransformerLens' name of the norm of what attention ("attn") or the MLP ("mlp") writes, if there is one."""
         block = self.block(layer)
@@ -241,10 +246,12 @@ class Subject:
 
     @cached_property
     def unshown(self) -> list[str]:
-        """The paths of modules whose input no point shows, because there is no one residual stream."""
+        """The paths of modules whose input no point shows, for want of one residual stream or of plain keys."""
         found: list[str] = []
         for layer in range(self.n_layers):
             block = self.block(layer)
+            if block.k_norm is not None and not self.has(f"blocks.{layer}.attn.hook_k"):
+                found.append(self.architecture.in_layer(layer, "k_norm"))
             if not self.has(f"blocks.{layer}.hook_resid_pre"):
                 roles = (*(("ln1",) if block.ln1 else ("q", "k", "v")), "ln2" if block.ln2 else "mlp")
                 found += [self.architecture.in_layer(layer, role) for role in roles if getattr(block, role)]

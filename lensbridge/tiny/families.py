@@ -189,6 +189,7 @@ VARIANTS: dict[str, Family] = {
         base={"layer_types": ["full_attention"] * 32, "position_embedding_type": "rope", "num_local_experts": 0},
         set=_MAMBA2,
     ),
+    "inkling_text@padded": Family(base={"dense_mlp_idx": 2}, set={"unpadded_vocab_size": 120}),
     "llama@biased": Family(base={"attention_bias": True, "mlp_bias": True}),
     "llama4_text@interleaved": Family(base={"interleave_moe_layer_step": 2}),
     "olmo@clipped": Family(base={"clip_qkv": 8.0}, set={"clip_qkv": 1.5}),
