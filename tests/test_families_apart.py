@@ -68,7 +68,9 @@ def test_a_stream_of_more_than_embeddings_is_not_put_together(key: str) -> None:
         model.generate(embedded, max_new_tokens=1, verbose=False, stop_at_eos=False)
 
 
-@pytest.mark.parametrize("key", ["bert", "bart", "xlnet", "prophetnet", "electra", "cpmant", "megatron-bert", "xlm"])
+@pytest.mark.parametrize(
+    "key", ["bert", "bart", "xlnet", "prophetnet", "electra", "cpmant", "megatron-bert", "xlm", "hrm_text"]
+)
 def test_a_run_can_stop_and_start_at_each_layer(key: str) -> None:
     model = lens_of(key)
     with torch.no_grad():
@@ -158,6 +160,25 @@ def test_edits_go_into_both_calls_of_differential_attention() -> None:
     level = scores.masked_fill(scores.isfinite(), 0.0)
     assert torch.allclose(edited("attn_scores", lambda value: level), uniform, atol=1e-5)
     assert torch.allclose(edited("pattern", lambda value: level.softmax(-1)), uniform, atol=1e-5)
+
+
+def test_runs_of_one_layer_are_layers() -> None:
+    model = lens_of("hrm_text")
+    config = model.hf_model.config
+    runs = model.interior.architecture.ran
+    assert model.cfg.n_layers == len(runs) == config.num_hidden_layers
+    layer, again = (number for number, run in enumerate(runs) if run.path == runs[0].path and run.before < 2)
+    assert torch.equal(model.W_Q[layer], model.W_Q[again])
+    with torch.no_grad():
+        whole, cache = model.run_with_cache(TOKENS)
+        for number in (layer, again):
+            prefix = f"blocks.{number}."
+            part = model(cache[f"{prefix}hook_resid_pre"], start_at_layer=number, tokens=TOKENS)
+            assert torch.allclose(part, whole, atol=1e-5)
+        assert not torch.allclose(cache["resid_pre", layer], cache["resid_pre", again], atol=0.1)
+        past = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, len(TOKENS))
+        steps = [model(part, past_kv_cache=past, attention_mask=torch.ones_like(part)) for part in TOKENS.split(5, 1)]
+        assert torch.allclose(torch.cat(steps, dim=1), whole, atol=1e-5)
 
 
 def test_an_mlp_with_experts_beside_it_does_not_run_by_itself() -> None:

@@ -6,7 +6,7 @@ Small vocabularies that the records share: data about one place each, without a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,17 @@ class Layout:
 PARTS = Layout()
 #: For each key-value head its queries, its key and its value; without grouping, the three of each head.
 GROUPS = Layout("key-value heads")
+
+
+class LayerRun(NamedTuple):
+    """One of several times that a layer runs in a forward pass: its path, and how often it has run before.
+
+    ``fresh`` if the stream that it is given is not just what left the layer that ran before it.
+    """
+
+    path: str
+    before: int
+    fresh: bool
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,6 @@ REFUSED = {
         "bytes pass two stacks of layers, and patches of bytes, whose number depends on the text, a third one between "
         "them",
     ),
-    "hrm_text": (
-        "HrmTextForCausalLM",
-        "its layers run several times in each forward pass, so that nothing in them is one tensor",
-    ),
     "reformer": (
         "ReformerModelWithLMHead",
         "its layers have two residual streams and no gradients: they run inside a function that runs them again in the "

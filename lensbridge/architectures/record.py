@@ -8,7 +8,7 @@ has, so a record says what the presence of a module changes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from .block import mixture as mixture
 from .block import with_experts
 from .block import without_mlp as without_mlp
 from .forms import PARTS as PARTS
+from .forms import LayerRun as LayerRun
 from .forms import Layout as Layout
 from .forms import Refusal as Refusal
 from .forms import Softmax as Softmax
@@ -76,6 +77,8 @@ class Architecture:
     #: What else is added to the embeddings or done to them, in words.
     embed_extra: str | None = None
     layers: str = "model.layers"
+    #: Where layers run several times in each forward pass: these runs, which count as layers, by the HF config.
+    runs: Callable[[Any], tuple[LayerRun, ...]] | None = None
     ln_final: str | None = "model.norm"
     #: What stands between the last layer (and its norm) and the unembedding, if that is more than a linear map; or the
     #: linear map.
@@ -134,6 +137,8 @@ class Architecture:
     #: What each layer of one model is made of (`for_model`), and its number in the HF model.
     blocks: tuple[Block, ...] = ()
     numbers: tuple[int, ...] = ()
+    #: The runs of one model's layers, if they run several times.
+    ran: tuple[LayerRun, ...] = ()
 
     def for_config(self, hf_config: Any) -> Architecture:
         """The record with the variants that ``hf_config`` selects.
@@ -165,13 +170,15 @@ class Architecture:
         """
         chosen = self.for_config(hf_model.config)
         hf_config, layers = hf_model.config.get_text_config(decoder=True), hf_model.get_submodule(self.layers)
+        ran = () if self.runs is None else self.runs(hf_config)
+        layers = [hf_model.get_submodule(run.path) for run in ran] or layers
         unused, there = self.unused_with, {path for path, _ in hf_model.named_modules()}
         numbers = tuple(i for i, layer in enumerate(layers) if unused is None or not hasattr(layer, unused))
         blocks: Iterable[Block] = (replace(chosen.block_of(layers[i]), **chosen._listed(hf_config, i)) for i in numbers)
         if len(chosen.blocks) == len(numbers):
             blocks = map(with_experts, chosen.blocks, (layers[i] for i in numbers))
         absent: dict[str, Any] = {role: None for role in self.optional if getattr(chosen, role) not in there}
-        return replace(chosen, blocks=tuple(blocks), numbers=() if unused is None else numbers, **absent)
+        return replace(chosen, blocks=tuple(blocks), numbers=() if unused is None else numbers, ran=ran, **absent)
 
     def _listed(self, hf_config: Any, layer: int) -> dict[str, Any]:
         """What the config's lists change in a layer."""
@@ -234,11 +241,19 @@ class Architecture:
     @property
     def final_call(self) -> int:
         """Which call of the final norm's module is the final norm: the embedding may go through it, too."""
+        if self.ran:
+            return self.ran[-1].before
         return int(self.ln_final is not None and self.ln_final == self.embed_norm)
 
     def layer(self, index: int) -> str:
         """The path of one layer."""
+        if self.ran:
+            return self.ran[index].path
         return f"{self.layers}.{self.number(index)}"
+
+    def call(self, index: int) -> int:
+        """How often a layer's module has run before it is this layer."""
+        return self.ran[index].before if index < len(self.ran) else 0
 
     def number(self, index: int) -> int:
         """The number of a layer in the HF model."""

@@ -118,7 +118,8 @@ def check_against_modules(subject: Subject) -> list[Outcome]:
         check = "resid_pre is the layer's input"
         with findings.trying(check, path):
             entrance, side = architecture.entrance(layer)
-            given = plain.input(entrance) if side == "input" else plain.output(entrance)
+            calls = _calls(subject, layer)
+            given = plain.input(entrance, *calls) if side == "input" else plain.output(entrance, *calls)
             given = subject.batch_first(entrance, given)
             _same_stream(findings, check, look, f"{prefix}.hook_resid_pre", given)
         check = "resid_post is the layer's output"
@@ -126,12 +127,11 @@ def check_against_modules(subject: Subject) -> list[Outcome]:
             last = f"{prefix}.hook_normalized_resid_post"
             name = last if last in look else f"{prefix}.hook_resid_post"
             leaves = architecture.exit(layer)
-            _same_stream(findings, check, look, name, subject.batch_first(leaves, plain.output(leaves)))
+            _same_stream(findings, check, look, name, subject.batch_first(leaves, plain.output(leaves, *calls)))
     for prefix in sorted(name.removesuffix(".hook_scale") for name in look.values if name.endswith(".hook_scale")):
         module = subject.model.mod_dict[prefix].path
         with findings.trying("norms' outputs", module):
-            call, calls = call_of_norm(subject, prefix, module)
-            output = plain.output(module, call, calls)
+            output = plain.output(module, *call_of_norm(subject, prefix, module))
             value, output = look.normed(prefix), subject.batch_first(module, output)
             if has_heads_first(subject, prefix):
                 output = output.transpose(1, 2)
@@ -151,11 +151,19 @@ def _same_stream(findings: Findings, check: str, look: Look, name: str, expected
         findings.absent(check, reason)
 
 
+def _calls(subject: Subject, layer: int) -> tuple[int, int]:
+    """Which call of a layer's modules is this layer's, and how many there are."""
+    architecture = subject.architecture
+    return architecture.call(layer), max(1, sum(run.path == architecture.layer(layer) for run in architecture.ran))
+
+
 def call_of_norm(subject: Subject, prefix: str, module: str) -> tuple[int, int]:
     """Which call of its module a norm is, and how many there are: one may norm several things in turn."""
     architecture = subject.architecture
     if module == architecture.ln_final:
         return (architecture.final_call if prefix == "ln_final" else 0), 1 + architecture.final_call
+    if architecture.ran:
+        return _calls(subject, int(prefix.split(".")[1]))
     if prefix.endswith(("q_norm", "k_norm")):
         block = subject.block(int(prefix.split(".")[1]))
         if block.q_norm == block.k_norm:

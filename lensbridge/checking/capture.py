@@ -36,13 +36,13 @@ class Captured:
         """
         return self._of(path, call, of).output  # type: ignore[return-value]
 
-    def input(self, path: str) -> Tensor:
-        """What the module's only call was given.
+    def input(self, path: str, call: int = 0, of: int = 1) -> Tensor:
+        """What a call of the module was given, of this many.
 
         Raises:
-            LookupError: if it was not called exactly once, or was given no tensor.
+            LookupError: if it was not called so often, or was given no tensor.
         """
-        return self._of(path).input  # type: ignore[return-value]
+        return self._of(path, call, of).input  # type: ignore[return-value]
 
     def _of(self, path: str, call: int = 0, of: int = 1) -> Pass:
         calls = self.calls.get(path, [])

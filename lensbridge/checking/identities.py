@@ -138,7 +138,8 @@ def _stream(subject: Subject, layer: int) -> Iterator[tuple]:
         equation = " + ".join(name.rsplit("hook_", 1)[-1] for name in (last, *terms))
         yield post, equation, _total([last, *terms], subject.factor(layer, "mlp_residual")), tuple(terms)
     after = f"blocks.{layer + 1}.hook_resid_pre"
-    if layer + 1 < subject.n_layers:
+    fresh = any(run.fresh for run in subject.architecture.ran[layer + 1 : layer + 2])
+    if layer + 1 < subject.n_layers and not fresh:
         yield after, f"{post.rsplit('hook_', 1)[-1]} of the layer before", lambda look: look[post], (post,)
 
 

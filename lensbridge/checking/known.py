@@ -57,6 +57,7 @@ KNOWN: dict[str, Known] = {
         },
     },
     "gemma3n_text": {"identities": SPARSE, "identities, processed": SPARSE},
+    "hrm_text": {"gradients": {"blocks.{l}.*": "HuggingFace runs all but the last runs of a stack without gradients"}},
     "hy_v4": {
         "gradients": {"parameters": "what scales a gate has a gradient of large sums that cancel, to 2e-4 of rounding"}
     },

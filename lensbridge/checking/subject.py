@@ -285,7 +285,8 @@ class Subject:
         if not self.has("blocks.0.hook_resid_pre"):
             return self.tokens.shape[1]
         first = self.architecture.layer(0)
-        return self.batch_first(first, self.plain.input(first)).shape[1]
+        calls = max(1, sum(run.path == first for run in self.architecture.ran))
+        return self.batch_first(first, self.plain.input(first, 0, calls)).shape[1]
 
     def batch_first(self, path: str, value: Tensor) -> Tensor:
         """A module's value as points show it, where positions come before the batch."""

@@ -45,6 +45,7 @@ class AttentionInputSite(Site):
         self.norm = norm
         self.shared = shared
         self.place = place
+        self.normed = None if norm is None else Place(norm.path, "output")
         self.writes_at = () if norm is None else (norm.path,)
 
     def visit(self, run: Run) -> None:
@@ -107,12 +108,12 @@ class AttentionInputSite(Site):
         """Give changed norm outputs to their projections: through HF's norm if all three agree, else one by one."""
         same = len(outputs) == 3 and not self.shared and all(value.dim() == 3 for value in outputs.values())
         if same and not outputs["q"].requires_grad and all(torch.equal(outputs["q"], o) for o in outputs.values()):
-            assert self.norm is not None
-            run.write(Place(self.norm.path, "output"), outputs["q"])
+            assert self.normed is not None
+            run.write(self.normed, outputs["q"])
             return
         rest = [value for letter, value in outputs.items() if letter not in self.letters]
-        if rest and self.norm is not None:
-            run.write(Place(self.norm.path, "output"), rest[-1])
+        if rest and self.normed is not None:
+            run.write(self.normed, rest[-1])
         run.inputs |= {(self.layer, letter): value for letter, value in outputs.items() if letter in self.letters}
 
 

@@ -75,8 +75,18 @@ def sites_of(
             before.append(PositionSite(f"hook_{name}_embed", Place(path, "output")))
     if norm is not None and architecture.embed_norm_of_sum:
         before += [NormSite("embed.ln", norm), UncentredEmbedSite(Place(norm.path, "output"))]
-    blocks = [_BlockLayout(architecture, layer, norms, cfg).sites() for layer in range(cfg.n_layers)]
+    layers = range(cfg.n_layers)
+    blocks = [_called(_BlockLayout(architecture, n, norms, cfg).sites(), architecture.call(n)) for n in layers]
     return before, blocks, _behind(architecture, norms)
+
+
+def _called(sites: list[Site], before: int) -> list[Site]:
+    """The sites of a layer that has run so often before."""
+    for site in sites if before else []:
+        for name, place in vars(site).items():
+            if isinstance(place, AnyPlace):
+                setattr(site, name, replace(place, call=place.call + before))
+    return sites
 
 
 def _behind(architecture: Architecture, norms: Mapping[str, Norm]) -> list[Site]:

@@ -108,8 +108,12 @@ def _run_module(
     with engine.wrapped(plan) as view, engine.eager_attention(eager or plan.needs_eager):
         run = engine.new_run(view, listeners, edits, batch_size=hidden.shape[0])
         run.inputs = {(layer, letter): value for letter, value in own.items()}
-        with run.explaining():
-            return _trace_part(view, path, hidden, kwargs, run, plan)
+        view.calls_before = engine.architecture.call(layer)
+        try:
+            with run.explaining():
+                return _trace_part(view, path, hidden, kwargs, run, plan)
+        finally:
+            view.calls_before = 0
 
 
 def _trace_part(view: View, path: str, hidden: Tensor, kwargs: dict[str, Any], run: Run, plan: Plan) -> Tensor:

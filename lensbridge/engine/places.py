@@ -45,6 +45,8 @@ class View:
     ) -> None:
         #: Below this module, positions come before the batch.
         self._positions_first = positions_first
+        #: How many calls of a module there are not, because it runs by itself.
+        self.calls_before = 0
         self._parts: dict[str, Any] = {}
         #: In a run, of modules on which another nnsight wrapper's handle was: (attributes, its handle, ours).
         self._foreign: list[tuple[dict[str, Any], Any, Any]] = []
@@ -77,6 +79,19 @@ class View:
     def has_positions_first(self, path: str) -> bool:
         """Whether tensors at a module have positions before the batch."""
         return self._positions_first is not None and path.startswith(f"{self._positions_first}.")
+
+    @contextmanager
+    def at_call(self, number: int) -> Iterator[None]:
+        """The time in which what is asked for is that of a later call of a module: nnsight's is the first one's."""
+        if number == self.calls_before:
+            yield
+            return
+        mediator = Mediator.current("a call")
+        before, mediator.iteration = mediator.iteration, number - self.calls_before
+        try:
+            yield
+        finally:
+            mediator.iteration = before
 
     def module(self, path: str) -> nn.Module:
         """A module of the HF model itself."""
@@ -153,20 +168,6 @@ def _put(attributes: dict[str, Any], handle: tuple[Any, Any]) -> None:
         del attributes["__nnsight__"]
 
 
-@contextmanager
-def _at_call(number: int) -> Iterator[None]:
-    """The time in which what is asked for is that of a later call of a module: nnsight's is the first one's."""
-    if number == 0:
-        yield
-        return
-    mediator = Mediator.current("a call")
-    before, mediator.iteration = mediator.iteration, number
-    try:
-        yield
-    finally:
-        mediator.iteration = before
-
-
 @dataclass(frozen=True)
 class Place:
     """The input or output of a module of the HF model; of a tuple output, the first entry.
@@ -188,7 +189,7 @@ class Place:
 
     def read(self, view: View) -> Tensor:
         """The live tensor; waits until the forward pass gets here."""
-        with _at_call(self.call):
+        with view.at_call(self.call):
             value = getattr(view[self.path], self.side)
         value = value[0] if isinstance(value, tuple | list) else value
         return value.transpose(0, 1) if view.has_positions_first(self.path) else value
@@ -198,7 +199,7 @@ class Place:
         envoy = view[self.path]
         # What a hook has rearranged or expanded has other strides, and HF's modules look at tensors with ``view``.
         value = (value.transpose(0, 1) if view.has_positions_first(self.path) else value).contiguous()
-        with _at_call(self.call):
+        with view.at_call(self.call):
             if self.side == "input":
                 envoy.input = value
                 return
@@ -219,11 +220,11 @@ class SoftmaxPlace:
     repeated: bool = False
 
     def read(self, view: View) -> Tensor:
-        with _at_call(self.call):
+        with view.at_call(self.call):
             return getattr(view.operations[self.path].softmax, self.side)
 
     def write(self, view: View, value: Tensor) -> None:
-        with _at_call(self.call):
+        with view.at_call(self.call):
             setattr(view.operations[self.path].softmax, self.side, value)
 
 
@@ -240,14 +241,14 @@ class ArgumentPlace:
     repeated: bool = False
 
     def read(self, view: View) -> Tensor:
-        with _at_call(self.call):
+        with view.at_call(self.call):
             value = view.operations[self.path].around.inputs[0][self.argument]
         return value.permute(1, 2, 0, 3) if view.has_positions_first(self.path) else value
 
     def write(self, view: View, value: Tensor) -> None:
         call = view.operations[self.path].around
         value = value.permute(2, 0, 1, 3) if view.has_positions_first(self.path) else value
-        with _at_call(self.call):
+        with view.at_call(self.call):
             args, kwargs = call.inputs
             call.inputs = ((*args[: self.argument], value, *args[self.argument + 1 :]), kwargs)
 
@@ -257,17 +258,20 @@ class ResultPlace:
     """What the function returns that an attention calls on its queries, keys and values (first of a tuple)."""
 
     path: str
+    call: int = 0
 
     def read(self, view: View) -> Tensor:
-        value = view.operations[self.path].around.output
+        with view.at_call(self.call):
+            value = view.operations[self.path].around.output
         value = value[0] if isinstance(value, tuple) else value
         return value.transpose(0, 1) if view.has_positions_first(self.path) else value
 
     def write(self, view: View, value: Tensor) -> None:
         call = view.operations[self.path].around
         value = value.transpose(0, 1) if view.has_positions_first(self.path) else value
-        now = call.output
-        call.output = (value, *now[1:]) if isinstance(now, tuple) else value
+        with view.at_call(self.call):
+            now = call.output
+            call.output = (value, *now[1:]) if isinstance(now, tuple) else value
 
 
 @dataclass(frozen=True)
@@ -320,19 +324,22 @@ class RotatedPlace:
     path: str
     letter: str
     key_values: int
+    call: int = 0
 
     def read(self, view: View) -> Tensor:
-        value = view.operations[self.path].rotated[self.letter].output
+        with view.at_call(self.call):
+            value = view.operations[self.path].rotated[self.letter].output
         return value[0] if self.letter == "q" else value.transpose(-1, -2)[:, :: value.shape[1] // self.key_values]
 
     def write(self, view: View, value: Tensor) -> None:
         call = view.operations[self.path].rotated[self.letter]
-        now = call.output
-        if self.letter == "q":
-            call.output = type(now)((value, *now[1:]))
-        else:
-            times = now.shape[1] // self.key_values
-            call.output = value.repeat_interleave(times, dim=1).transpose(-1, -2)
+        with view.at_call(self.call):
+            now = call.output
+            if self.letter == "q":
+                call.output = type(now)((value, *now[1:]))
+            else:
+                times = now.shape[1] // self.key_values
+                call.output = value.repeat_interleave(times, dim=1).transpose(-1, -2)
 
 
 AnyPlace = Place | ArgumentPlace | SoftmaxPlace | ResultPlace | RotatedPlace

@@ -91,11 +91,10 @@ def _needed(site: Site, listened: set[str], edits: Mapping[str, bool], basis: Ba
 def rank_of(site: Site, order: Mapping[Event, int]) -> tuple[int, int]:
     """Sites at one place keep the list's order, by Python's stable sort; an operation's input precedes its output."""
     place = site.place
-    call = place.call if isinstance(place, ArgumentPlace | SoftmaxPlace) else 0
     if isinstance(place, ArgumentPlace | RotatedPlace):
-        return order.get((place.path, "softmax", call), 0), -1
+        return order.get((place.path, "softmax", place.call), 0), -1
     if isinstance(place, ResultPlace):
-        return order.get((place.path, "softmax", 0), 0), 2
+        return order.get((place.path, "softmax", place.call), 0), 2
     if isinstance(place, SoftmaxPlace):
-        return order.get((place.path, "softmax", call), 0), int(place.side == "output")
+        return order.get((place.path, "softmax", place.call), 0), int(place.side == "output")
     return order[place.event], 0

@@ -447,4 +447,6 @@ def _start_from(view: View, architecture: Architecture, run: Run, request: Reque
 def _entrance(architecture: Architecture, layer: int) -> Place:
     """Where the residual stream before a layer is, or behind the last one."""
     path, side = architecture.entrance(layer)
-    return Place(path, side, call=architecture.final_call if path == architecture.ln_final else 0)
+    return Place(
+        path, side, call=architecture.final_call if path == architecture.ln_final else architecture.call(layer)
+    )
