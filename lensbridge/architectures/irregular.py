@@ -9,11 +9,6 @@ from .forms import Refusal
 
 #: Model type -> (its HF class, why there is no record of it).
 REFUSED = {
-    "blt": (
-        "BltForCausalLM",
-        "bytes pass two stacks of layers, and patches of bytes, whose number depends on the text, a third one between "
-        "them",
-    ),
     "reformer": (
         "ReformerModelWithLMHead",
         "its layers have two residual streams and no gradients: they run inside a function that runs them again in the "

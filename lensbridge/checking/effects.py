@@ -55,6 +55,9 @@ def _same_by_adding(first: str, second: str) -> Effect:
             findings.absent(check, f"the stream takes more on its way through the layer: {extra}")
             return
         look, names = subject.look(), (_name(layer, first), _name(layer, second))
+        if second.startswith("next ") and any(run.fresh for run in subject.architecture.ran[layer + 1 : layer + 2]):
+            findings.absent(check, "the next layer is given more than it")
+            return
         if first == "hook_resid_post" and subject.block(layer).post_norm:
             findings.absent(check, "the next layer is given the norm of it")
             return

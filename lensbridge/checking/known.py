@@ -39,12 +39,19 @@ OF_VALUES: Known = {
     ),
     "effects": {"values are mixed by the pattern": "the mask on the scores is computed from the values, and changes"},
 }
+#: BLT's embeddings of several bytes.
+HASHED = {"blocks.{l}.hook_resid_pre": "embeddings of the bytes before, by their hashes, are added to the first stream"}
 #: Inkling's distances.
 MIXED = {"blocks.{l}.attn.hook_attn_scores": "each position mixes a bias for its distance to others by what is there"}
 SPARSE = {"blocks.{l}.mlp.hook_post": "some layers set what is small in pre to zero before the activation function"}
 
 KNOWN: dict[str, Known] = {
     "deepseek_v4": PADDING_COUNTS,
+    "blt": {
+        "identities": HASHED,
+        "identities, processed": HASHED,
+        "padding": {"left, row by row": "HuggingFace's model makes patches, and hashes, of padding, too"},
+    },
     "diffllama": {
         "gradients": {"parameters": "a norm behind it takes away most of what lambda does: 2e-4 of rounding are left"}
     },
