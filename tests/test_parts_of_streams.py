@@ -21,6 +21,8 @@ REASONS = {
     "bert": "norms stand in the stream, behind attention and MLP",
     "xlnet": "norms stand in the stream, behind attention and MLP",
     "minimax": "attention and MLP add to what their norm returns",
+    "beam": "the stream is multiplied by a factor before attention's",
+    "hrm_text": "some layers begin with another stream",
     "gemma4_text": "layers do more than to add .* a scalar multiplies it",
     "xmod@pre_norm": "layers do more than to add .* an adapter of the language",
 }

@@ -234,8 +234,12 @@ class Architecture:
                 return "norms stand in the stream, behind attention and MLP, and norm what earlier layers have added"
             if block.attn_skip or block.mlp_skip:
                 return "attention and MLP add to what their norm returns, so that the stream before it does not go on"
+            if block.attn_residual or block.mlp_residual:
+                return "the stream is multiplied by a factor before attention's or the MLP's output is added to it"
             if block.extra is not None:
                 return f"layers do more than to add what attention and MLP write: {block.extra}"
+        if any(run.fresh for run in self.ran[1:]):
+            return "some layers begin with another stream than what left the layer before"
         return None
 
     @property
