@@ -57,7 +57,7 @@ ABSENT = {
     "neurons": "the MLP of this layer has no neurons of its own (it chooses among experts, say)",
     "neuron norm": "the MLP of this layer does not norm its activations",
     "gate": "the MLP of this layer has no gate",
-    "experts": "the MLP of this layer does not choose among experts",
+    "experts": "the MLP of this layer does not choose among experts, or not as a module of theirs is given them",
     "expert neurons": "the module of this layer's experts does not declare how they are laid out",
     "expert gates": "the experts of this layer have no gates, or their module does not declare how they are laid out",
 }
