@@ -47,11 +47,42 @@ UNSEEN = {
 }
 #: What says how a record applies to other models, and what of one model is compared below.
 OF_OTHERS = set(
-    "also block kinds by_layer variants refused lacks blocks config constants optional loaded_with rereads".split()
+    "also block kinds by_layer by_attribute variants refused lacks blocks config constants optional loaded_with "
+    "rereads runs".split()
 )
 
+INKLING = (
+    "attn_branch attn_through embed_norm expert_form experts extra factors gate k k_norm ln2 mlp mlp_in mlp_out "
+    "mlp_through q q_norm qk_norm_heads_first qk_norm_over rotary router values"
+)
 #: Families of which measuring finds something else than their records say: the fields, and why.
 DIFFERING = {
+    "beam": (
+        "attn_factor attn_residual expert_form experts extra gate ln2 ln2_post mlp mlp_factor mlp_in mlp_out "
+        "mlp_residual router",
+        "a stream with a factor of its own in each sum is not followed behind attention",
+    ),
+    "bloom@residual_after_norm": ("attn_skip extra gated_norms ln2 mlp_skip", "what is added to is a norm's output"),
+    "diffllama": ("o softmax v z_from_call", "attention is called twice on halves of the values"),
+    "doge": (
+        "attn_residual extra gate ln2 mlp mlp_in mlp_out mlp_residual",
+        "a stream with a factor of its own in each sum is not followed behind attention",
+    ),
+    "doge@experts": (
+        "attn_residual extra ln2 mlp mlp_residual",
+        "a stream with a factor of its own in each sum is not followed behind attention",
+    ),
+    "gemma4_text@experts": (
+        "beside expert_form experts extra ln2 ln2_post mlp router values",
+        "experts beside an MLP are something else that is added",
+    ),
+    "inkling_text": (INKLING, "convolutions between projections, heads and stream"),
+    "inkling_text@padded": (f"after_unembed {INKLING}", "the same, and logits that are cut off"),
+    "zaya": (
+        "attn attn_bias attn_factor attn_residual between embed_extra expert_form experts extra ln1 ln2 mlp mlp_bias "
+        "mlp_factor mlp_residual o q_gate rotary router softmax z_from_call",
+        "both sides of each sum are scaled inside a module",
+    ),
     "ctrl": ("embed_extra embed_factor embed_factor_power", "the root of an attribute is no attribute"),
     "falcon": ("qkv_layout query_argument rotary softmax", "one key-value head; rotated values are no arguments"),
     "falcon@new_decoder": ("query_argument rotary softmax", "rotated queries and keys are no call's arguments"),
@@ -84,6 +115,9 @@ NOT_MEASURED = {
         ("electra", "opt@post_norm_projected", "qwen4_exp", "qwen4_exp_text", "rembert", "roc_bert", "roformer"),
         "what enters the first layer is not the output of",
     ),
+    "blt": "returns is not what 'model.local_decoder.layers.1' is given",
+    "hrm_text": "a layer of 'model.L_module.layers' runs 6 times",
+    "xlm": "what enters the first layer is not the output of",
 }
 
 
