@@ -207,7 +207,9 @@ def longer_positions(model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "put"), [("alibi", None), ("standard", longer_positions), ("shortformer", own_positions)], ids=str
+    ("kind", "put"),
+    [("alibi", None), ("standard", longer_positions), ("shortformer", own_positions)],
+    ids=["alibi", "standard", "shortformer"],
 )
 def test_a_context_is_as_long_as_there_are_positions(kind: str, put: Callable[[Any], None] | None) -> None:
     """ALiBi has no end, and positions of one's own have theirs, whatever ``n_ctx`` was."""
