@@ -260,6 +260,16 @@ def test_one_basis_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0 and "with processing" in out and "without processing" not in out
 
 
+def test_a_narrow_terminal_shows_whole_numbers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ["--without-reference", "--rounds", "0", "--device", "cpu", "--no-processing", "--prompt", "Mary and"]
+    _, out, _ = run(arguments, capsys)
+    table = out[out.index("Difference") : out.index("holds")]
+    assert "attn.hook_attn_scores" in table and "mean rel" in table and "\u2026" not in table
+
+
 def test_quiet_prints_the_promises_alone(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, err = run(ALONE, capsys)
     assert [line.split()[0] for line in out.splitlines()] == ["holds"] * 4 + ["Every"]

@@ -14,6 +14,7 @@ details.facts code { white-space: pre-wrap; overflow-wrap: anywhere; }
 .card i { white-space: nowrap; }
 .card span { overflow-wrap: anywhere; color: var(--faint); }
 .plain th[scope=row] { color: var(--ink); font-weight: 400; }
+.sortable td:last-child { min-width: 200px; overflow-wrap: anywhere; }
 .plain code { font-size: 12px; }
 .plain .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .plain tr.fails td, .plain tr.fails th { color: var(--bad); }

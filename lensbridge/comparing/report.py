@@ -32,6 +32,11 @@ def milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
+def mebibytes(value: float | None) -> str:
+    """An amount of memory in a table."""
+    return "-" if value is None else f"{value:.1f}" if value < 10 else f"{value:.0f}"
+
+
 def print_report(comparison: Comparison, console: Console, brief: bool = False) -> None:
     """Print everything; the promises only if ``brief``."""
     if not brief:
@@ -84,7 +89,8 @@ def _table(comparison: Comparison, against: str, basis: str) -> Table:
             marked += 1
             mark = f" [{marked}]"
         table.add_row(
-            escape(each.kind + mark),
+            # The prefix would take the numbers' place in a narrow terminal.
+            escape(each.kind.removeprefix("blocks.{l}.") + mark),
             "" if each.layer is None else str(each.layer),
             *(number(value) for value in (each.largest, each.mean, each.relative, each.relative_mean)),
             "bits" if each.same_bits else "",
@@ -123,5 +129,5 @@ def cost_rows(costs: list[Cost]) -> list[tuple[str, list[str]]]:
     rows = [(f"{task}, ms", [milliseconds(cost.milliseconds.get(task)) for cost in costs]) for task in TASKS]
     rows.append(("load, s", ["-" if cost.load_seconds is None else f"{cost.load_seconds:.2f}" for cost in costs]))
     for kind in dict.fromkeys(kind for cost in costs for kind in cost.mebibytes):
-        rows.append((f"{kind}, MiB", [f"{cost.mebibytes.get(kind, math.nan):.0f}" for cost in costs]))
+        rows.append((f"{kind}, MiB", [mebibytes(cost.mebibytes.get(kind)) for cost in costs]))
     return rows
