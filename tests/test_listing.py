@@ -250,9 +250,23 @@ def test_models_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0 and data["schema"] == models.SCHEMA
     family = next(each for each in data["families"] if each["key"] == "bloom")
     assert family["hf_class"] == "BloomForCausalLM" and family["served"] and family["found"]["3.9.0"] == "yes"
-    refused = next(each for each in data["families"] if each["key"] == "bloom@residual_after_norm")
-    assert not refused["served"] and "residual" in refused["not_served"]
     assert {each["hub_id"] for each in data["models"]} >= {"bigscience/bloom-560m"}
+
+
+def test_what_is_refused_says_why(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "FAMILIES", {"gpt2": None, "bloom": None})
+    monkeypatch.setattr(models, "BY_CLASS", {})
+    monkeypatch.setattr(models, "REFUSED", {"bloom": ("BloomForCausalLM", "of a reason")})
+    monkeypatch.setattr(models, "_asset", lambda name: {"families": {}, "architectures": {}})
+    models.all_families.cache_clear()
+    try:
+        found = {each.key: each.not_served for each in models.all_families()}
+        assert found == {"gpt2": "there is no record of it", "bloom": "of a reason"}
+        _, out, _ = run(["models", "bloom"], capsys)
+        assert "not served: of a reason" in out
+    finally:
+        models.all_families.cache_clear()
+        models.all_names.cache_clear()
 
 
 def test_what_is_served_can_be_loaded_and_nothing_else() -> None:

@@ -61,6 +61,8 @@ class HuggingFaceComparison:
         self.bases, self.tolerance = tuple(bases), tolerance
         self._gaps: dict[tuple[Basis, str], tuple[Gap, str]] = {}
         self._uncompared: dict[str, str] = {}
+        #: point -> the point whose equation it is compared by.
+        self._through: dict[str, str] = {}
         self._known: Mapping[str, Mapping[str, str]] = {}
 
     def add(self, model: Any, tokens: Tensor, step: Step = lambda what: None) -> None:
@@ -85,6 +87,7 @@ class HuggingFaceComparison:
                 if each.point not in compared:
                     compared.add(each.point)
                     gap = self._gap(basis, each.point, each.source)
+                    self._through[each.point] = each.through or each.point
                     if isinstance(each.expected, str):
                         gap.fail(each.expected)
                     else:
@@ -114,10 +117,11 @@ class HuggingFaceComparison:
 
     def _excuse(self, basis: Basis, point: str) -> str:
         """Why a point is known not to agree, if it is."""
+        kind = template(self._through.get(point, point))
         for group in GROUPS[basis]:
             for pattern, reason in self._known.get(group, {}).items():
                 about_norms = pattern == "norms' outputs" and point.endswith(".hook_normalized")
-                if about_norms or fnmatchcase(template(point), pattern):
+                if about_norms or fnmatchcase(kind, pattern):
                     return reason
         return ""
 

@@ -38,13 +38,15 @@ from ..parameters import factor_of
 class Compared(NamedTuple):
     """A point (or what the norm behind it makes of it), what it should be, and where that comes from.
 
-    Where the equation could not be computed, ``expected`` says why.
+    Where the equation could not be computed, ``expected`` says why. ``through`` is the point whose equation it is, if
+    that is another one.
     """
 
     point: str
     value: Tensor
     expected: Tensor | str
     source: str
+    through: str | None = None
 
 
 def comparisons(subject: Subject, look: Look) -> Iterator[Compared]:
@@ -63,8 +65,9 @@ def comparisons(subject: Subject, look: Look) -> Iterator[Compared]:
         if identity.point in names:
             found.add(identity.point)
             yield Compared(identity.point, value, expected, identity.equation)
-        through = f"{identity.point.rsplit('hook_', 1)[-1]} = {identity.equation}"
-        behind += [Compared(name, value, expected, through) for name in names if name != identity.point]
+        words = f"{identity.point.rsplit('hook_', 1)[-1]} = {identity.equation}"
+        others = [name for name in names if name != identity.point]
+        behind += [Compared(name, value, expected, words, identity.point) for name in others]
     # What has no equation of its own shows in what is computed from it.
     for compared in behind:
         if compared.point not in found:
