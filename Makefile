@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test lint types pytest docs families downstream clean
+.PHONY: help demo test lint types pytest docs families site downstream clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -46,6 +46,11 @@ docs: $(VENV)/.installed
 families: $(VENV)/.installed-for-tests
 	$(BIN)/python docs/make_comparison.py
 	$(BIN)/python docs/make_families.py
+
+# The site of the documents, in build/site; any warning is an error.
+site: $(VENV)/.installed
+	$(PIP) -c constraints.txt -e ".[docs]"
+	$(BIN)/mkdocs build --quiet
 
 # Libraries written for TransformerLens, on 3.9.0 and under the alias: an environment of their own, then some minutes.
 downstream: $(VENV)/.installed-for-tests

@@ -14,10 +14,11 @@ from types import ModuleType
 
 import pytest
 
+from lensbridge import errors
 from lensbridge.assets import TOY_DIRECTORY
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 
 CODE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
@@ -67,6 +68,22 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     # nnsight looks up the source around a trace, and around a backward pass.
     monkeypatch.setitem(linecache.cache, name, (len(source), None, source.splitlines(keepends=True), name))
     exec(compile(source, name, "exec"), {"__name__": "__main__"})
+
+
+def test_every_error_has_a_page() -> None:
+    overview = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    known = {error.__name__ for error in vars(errors).values() if isinstance(error, type)} - {"LensbridgeError"}
+    known = {name for name in known if issubclass(getattr(errors, name), errors.LensbridgeError)}
+    assert set(re.findall(r"^\| \[(\w+)\]", overview, re.MULTILINE)) == known
+    for name, page in re.findall(r"\[(\w+)\]\((errors/[\w-]+\.md)\)", overview):
+        assert (ROOT / "docs" / page).read_text(encoding="utf-8").startswith(f"# {name}\n")
+
+
+def test_every_page_is_in_the_sites_contents() -> None:
+    """What mkdocs says when it builds the site (`make site`), without mkdocs."""
+    contents = set(re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert pages == contents - {"contributing.md", "changelog.md", "benchmarks.md"}
 
 
 def test_the_readme_has_code_to_run() -> None:
