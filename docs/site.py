@@ -1,4 +1,6 @@
-"""How do the project's pages become a site? (A hook of mkdocs; ``make site`` builds it.)
+"""How do the project's pages become a site?
+
+This is a hook of mkdocs; ``make site`` builds it.
 
 The pages are written to be read beside the code, and link to it. On the site there is no code beside them: a link to a
 file of the project becomes the file's name, and the README's relatives that live elsewhere become pages of the site.

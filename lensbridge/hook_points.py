@@ -7,6 +7,7 @@ its ``forward``: both get the same semantics from this file, and neither needs P
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .errors import TraceError
+from .errors import HookError, TraceError
 
 Direction = Literal["fwd", "bwd"]
 Directions = Literal["fwd", "bwd", "both"]
@@ -203,7 +204,11 @@ class HookPoint(nn.Module):
         for handle in (*self.fwd_hooks,):
             hook = attached.get(handle.hook.id)
             if hook is not None:
-                result = hook(x, hook=self)
+                try:
+                    result = hook(x, hook=self)
+                except TypeError as error:
+                    _explain_signature(handle.user_hook or hook, self, error)
+                    raise
                 if result is not None:
                     x = result
         return x
@@ -252,6 +257,19 @@ class HookPoint(nn.Module):
         outer = outer.view_as(outer)
         outer.register_hook(at_output)
         return outer
+
+
+def _explain_signature(hook: Callable, point: HookPoint, error: TypeError) -> None:
+    """Say what hooks are called with, if one failed because it does not take that."""
+    try:
+        inspect.signature(hook).bind(None, hook=point)
+    except ValueError:
+        return
+    except TypeError as reason:
+        raise HookError(
+            f"the hook at {point.name!r} cannot be called: {reason}. Hooks are called as fn(value, hook=point), so the "
+            "second argument has to be called hook; the others need defaults (functools.partial gives them)"
+        ) from error
 
 
 def _served(point: HookPoint) -> Server:

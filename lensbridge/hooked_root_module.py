@@ -210,7 +210,7 @@ class HookedRootModule(HookIntrospectionMixin, nn.Module):
         try:
             self.context_level += 1
             for pairs, direction in ((fwd_hooks, "fwd"), (bwd_hooks, "bwd")):
-                for name, hook in pairs:
+                for name, hook in checked_pairs(pairs, f"{direction}_hooks"):
                     self._add_temporary(name, hook, direction)  # type: ignore[arg-type]
             yield self
         finally:
@@ -394,6 +394,24 @@ class HookedRootModule(HookIntrospectionMixin, nn.Module):
 
     def _closest(self, name: str) -> str:
         return near_misses(name, self.hook_dict)
+
+
+def checked_pairs(pairs: Sequence[NamedHook], argument: str) -> Sequence[NamedHook]:
+    """The pairs of a point (or a predicate on names) and a hook, if that is what they are.
+
+    Raises:
+        ValueError: something is no pair.
+        TypeError: a hook is no function.
+    """
+    shape = f"{argument} is a list of (name, function) pairs"
+    if isinstance(pairs, tuple) and len(pairs) == 2 and isinstance(pairs[0], str):
+        raise ValueError(f"{shape}, and this is one pair: put it into a list")
+    for pair in pairs:
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ValueError(f"{shape}; {pair!r} is none")
+        if not callable(pair[1]):
+            raise TypeError(f"{shape}; what is to be called at {pair[0]!r} is a {type(pair[1]).__name__}")
+    return pairs
 
 
 def _no_hook(tensor: Tensor, *, hook: HookPoint) -> None:

@@ -7,6 +7,8 @@ given, or a cache; positions that count real tokens only.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,6 +159,30 @@ def _mask_for(model: Any, tokens: Any, prepend_bos: bool | None, mask: Tensor | 
             "tokens given now, earlier ones are in the key-value cache"
         )
     return mask.to(tokens.device, torch.long if mask.is_floating_point() else mask.dtype)
+
+
+@contextmanager
+def explaining_tokens(tokens: Tensor | None, d_vocab: int) -> Iterator[None]:
+    """The time of a run; if it fails because of what the tokens are, the error says so.
+
+    Raises:
+        IndexError: a token is not in the vocabulary.
+        RuntimeError: there are none.
+    """
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        if tokens is None or tokens.device.type == "meta":
+            raise
+        if tokens.numel() == 0:
+            raise RuntimeError("the input has no tokens: prompts need one token at least (a BOS token, say)") from error
+        low, high = int(tokens.min()), int(tokens.max())
+        if isinstance(error, IndexError) and not 0 <= low <= high < d_vocab:
+            raise IndexError(
+                f"the tokens are from {low} to {high}, the vocabulary from 0 to {d_vocab - 1}: is this the model's own "
+                "tokenizer?"
+            ) from error
+        raise
 
 
 def refuse_too_long(length: int, positions: Tensor | None, n_ctx: int | None) -> None:

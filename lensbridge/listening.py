@@ -6,6 +6,7 @@ Every run asks, so that the answer for none is looked up in lists that `setup` h
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
@@ -64,6 +65,12 @@ class ListeningMethods(HookedRootModule):
         if isinstance(value, nn.Module) and name in self.__dict__.get("_modules", ()):
             self.interior.rearranged = True
         super().__setattr__(name, value)
+
+    def _closest(self, name: str) -> str:
+        number = re.match(r"blocks\.(-?\d+)\.", name)
+        n_layers = self.cfg.n_layers
+        layers = f" Its layers are 0 to {n_layers - 1}." if number and not 0 <= int(number[1]) < n_layers else ""
+        return layers + super()._closest(name)
 
     def _why_absent(self, name: str) -> str:
         reason = self.interior.why_absent(name)

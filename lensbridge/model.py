@@ -26,7 +26,7 @@ from .config import HookedTransformerConfig
 from .errors import EMBEDDINGS_ALONE, UnsupportedModelError
 from .generation import GenerationMethods
 from .hooked_root_module import HookedRootModule
-from .inputs import Call, past_length, prepare, span_of
+from .inputs import Call, explaining_tokens, past_length, prepare, span_of
 from .later import Later, LaterDict
 from .listening import ListeningMethods
 from .loading import DTYPE_FROM_STRING as DTYPE_FROM_STRING
@@ -307,7 +307,8 @@ class HookedTransformer(
             call = prepare(self, self.interior.basis, input, span, prepend_bos, tokens, attention_mask, past_kv_cache)
             if shortformer_pos_embed is not None and not span.embeds:
                 call.request.inputs["shortformer_pos_embed"] = shortformer_pos_embed
-            output = self.interior.engine.run(call.request, self._listeners(), self._recording)
+            with explaining_tokens(call.tokens, self.cfg.d_vocab):
+                output = self.interior.engine.run(call.request, self._listeners(), self._recording)
             call.finish(self.interior.basis)
             return output if stop_at_layer is not None else self._returned(output, call, return_type, loss_per_token)
 

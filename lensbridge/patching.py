@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .errors import HookError
 from .hook_points import HookPoint
 from .utils import get_act_name
 
@@ -133,6 +134,8 @@ def generic_activation_patch(
         KeyError: for an activation that is not in the cache.
         HookError: if the setter's result differs from the activation in shape or dtype (``batch_size=1`` allows it).
     """
+    if not callable(patching_metric):
+        raise TypeError(f"patching_metric is a function of logits, not a {type(patching_metric).__name__}")
     if (index_df is None) == (index_axis_names is None):
         raise AssertionError("the indices come from index_axis_names or from index_df: give one of them")
     if index_df is not None:
@@ -145,7 +148,7 @@ def generic_activation_patch(
     runs = model.run_sweep(
         corrupted_tokens,
         [_patch(activation_name, index, clean_cache, patch_setter) for index in indices],
-        lambda logits: patching_metric(logits).item(),
+        lambda logits: _number(patching_metric(logits)),
         batch_size=batch_size,
         logits_to_keep=logits_to_keep,
         progress=progress,
@@ -156,6 +159,20 @@ def generic_activation_patch(
     if index_axis_names is not None:
         index_df = make_df_from_ranges(shape, index_axis_names)
     return patched, index_df
+
+
+def _number(result: Any) -> float:
+    """What a metric gives.
+
+    Raises:
+        HookError: (a TypeError and a RuntimeError) it is not one number.
+    """
+    if isinstance(result, Tensor) and result.numel() == 1:
+        return result.item()
+    if isinstance(result, (int, float)):
+        return result
+    found = f"a tensor of shape {list(result.shape)}" if isinstance(result, Tensor) else repr(result)
+    raise HookError(f"patching_metric has to make one number of the logits [batch, pos, d_vocab]; it gave {found}")
 
 
 def _sizes(model: Any, tokens: Tensor, activation_name: str, axis_names: Sequence[AxisNames]) -> list[int]:

@@ -108,6 +108,7 @@ class TokenMethods:
                 raise AssertionError("the tokenizer was assigned directly: call model.set_tokenizer(tokenizer) instead")
             if cfg.default_prepend_bos and not cfg.tokenizer_prepends_bos:
                 input = get_input_with_manually_prepended_bos(tokenizer.bos_token, input)
+            _refuse_no_text(input)
             encoded = tokenizer(
                 input,
                 return_tensors="pt",
@@ -233,6 +234,19 @@ class TokenMethods:
         else:
             raise ValueError(f"a token is a string, an int or a tensor, not {type(tokens).__name__}")
         return self.W_U[:, token]
+
+
+def _refuse_no_text(input: Any) -> None:
+    """Refuse what a tokenizer would fail on without saying why.
+
+    Raises:
+        IndexError: no text.
+        ValueError: numbers.
+    """
+    if isinstance(input, (list, tuple)) and not input:
+        raise IndexError("there is no text: the list is empty")
+    if isinstance(input, int) or (isinstance(input, (list, tuple)) and all(isinstance(each, int) for each in input)):
+        raise ValueError(f"{input!r} is no text. If these are tokens, pass a tensor: torch.tensor([[...]])")
 
 
 def as_batch(tokens: Any) -> Int[Tensor, "batch pos"]:

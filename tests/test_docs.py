@@ -70,6 +70,13 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     exec(compile(source, name, "exec"), {"__name__": "__main__"})
 
 
+def test_the_readme_has_the_totals_of_the_table_of_families() -> None:
+    words = r"(\d+) entries in transformers.* list.*? (\d+)\s+are served, (\d+) of them.*? and\s+(\d+)"
+    pages = (ROOT / "README.md", ROOT / "docs" / "families.md")
+    ours, table = (re.search(words, page.read_text(encoding="utf-8"), re.DOTALL) for page in pages)
+    assert ours is not None and table is not None and ours.groups() == table.groups()
+
+
 def test_every_error_has_a_page() -> None:
     overview = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
     known = {error.__name__ for error in vars(errors).values() if isinstance(error, type)} - {"LensbridgeError"}
