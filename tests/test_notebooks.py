@@ -21,7 +21,8 @@ from lensbridge.assets import TOY_DIRECTORY
 from lensbridge.running.notebook import NotebookRun, open_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
-PATHS = sorted((ROOT / "examples").glob("*.ipynb"))
+#: What `lensbridge run` leaves beside a notebook is not one.
+PATHS = sorted(path for path in (ROOT / "examples").glob("*.ipynb") if not path.name.endswith(".out.ipynb"))
 MODEL_LINE = 'MODEL = "toy"'
 #: Seconds for a cell. Most take less than one.
 LIMIT = 120
