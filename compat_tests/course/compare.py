@@ -2,8 +2,8 @@
 
     python -m compat_tests.course.compare [NOTEBOOK]
 
-Each side is a process of its own that executes the cells one after the other in one namespace, and keeps after each cell
-every tensor, number, array and cache among the names that it has bound anew, lists and dicts of them included.
+Each side is a process of its own that executes the cells one after the other in one namespace, and keeps after each
+cell every tensor, number, array and cache among the names that it has bound anew, lists and dicts of them included.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
         for index, each in enumerate(value):
             yield from tensors(f"{name}[{index}]", each)
     elif not isinstance(value, type) and hasattr(value, "keys") and hasattr(value, "__getitem__"):
-        for key in value.keys():
+        keys = value.keys()
+        for key in keys:
             yield from tensors(f"{name}[{key!r}]", value[key])
 
 
