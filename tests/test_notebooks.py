@@ -27,9 +27,6 @@ MODEL_LINE = 'MODEL = "toy"'
 #: Seconds for a cell. Most take less than one.
 LIMIT = 120
 
-#: Those that start several processes, each of which imports PyTorch.
-SLOW = {"porting"}
-
 every_notebook = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
 
 
@@ -58,10 +55,7 @@ def running(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         yield notebook
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=[pytest.mark.slow] if path.stem in SLOW else [], id=path.stem) for path in PATHS],
-)
+@every_notebook
 def test_a_notebook_finds_what_it_says(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running(path, tmp_path, monkeypatch) as notebook:
         for cell in notebook.cells:
