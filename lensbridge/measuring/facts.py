@@ -83,11 +83,18 @@ def _no_stream(hf_model: Any, reason: str) -> UnsupportedModelError:
 
 
 def some_tokens(hf_model: Any) -> Tensor:
-    """Different tokens without the special ones, (batch, pos)."""
+    """Different tokens without the special ones, (batch, pos).
+
+    Raises:
+        UnsupportedModelError: the model has no single table that tokens are looked up in.
+    """
     config = hf_model.config.get_text_config(decoder=True)
     numbers = {name: value for name, value in vars(config).items() if isinstance(value, int)}
     length = next(each for each in LENGTHS if each not in numbers.values())
-    rows = hf_model.get_input_embeddings().weight.shape[0]
+    table = getattr(hf_model.get_input_embeddings(), "weight", None)
+    if table is None:
+        raise _no_stream(hf_model, "its input embeddings are not one table of tokens")
+    rows = table.shape[0]
     special = {value for name, value in numbers.items() if name.endswith(("token_id", "token_index"))}
     ids = [index for index in range(rows) if index not in special]
     # The first and the last are often special, too.
