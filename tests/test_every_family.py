@@ -119,11 +119,13 @@ READ_WITH_A_DEFAULT = ("is_causal",)
 def test_what_a_record_refuses_is_refused_with_its_reason(record: Architecture, condition: str) -> None:
     hf = tiny_family(record.model_type)
     path, _, value = condition.partition("=")
+    unlike, path = path.endswith("!"), path.removesuffix("!")
     *owners, name = path.split(".")
     owner = functools.reduce(getattr, owners, hf.config.get_text_config(decoder=True))
     assert hasattr(owner, name) or name in READ_WITH_A_DEFAULT
     # Configs look at types: of numbers there are some of either.
-    for given in (value != "False", 1, 1.0) if value in ("", "True", "False") else (value,):
+    tried = (value != "False", 1, 1.0) if value in ("", "True", "False") else (value,)
+    for given in (getattr(owner, name) * 2,) if unlike else tried:
         with contextlib.suppress(StrictDataclassFieldValidationError):
             setattr(owner, name, given)
             break

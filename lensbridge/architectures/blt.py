@@ -34,5 +34,9 @@ BLT = Architecture(
         "eps": "decoder_config.rms_norm_eps",
         "act_fn": "decoder_config.hidden_act",
     },
+    refused={
+        f"encoder_config.{name}!=decoder_config.{name}": "its two stacks over bytes differ, which are shown as one"
+        for name in ("num_attention_heads", "hidden_act", "rms_norm_eps")
+    },
     rereads="patches are made of the bytes and of what the first layers make of them",
 )

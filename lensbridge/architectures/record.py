@@ -33,15 +33,18 @@ def _reason(refusals: tuple[Refusal, ...], point: str) -> str | None:
 
 
 def asked(hf_config: Any, condition: str) -> Any:
-    """The attribute of a HF config that a condition (``attribute``, or ``attribute=value``) is about."""
-    for name in condition.partition("=")[0].split("."):
+    """The attribute of a HF config that a condition is about (``attribute``, ``attribute=value``, or
+    ``attribute!=attribute`` where both have to be the same)."""
+    for name in condition.partition("=")[0].removesuffix("!").split("."):
         hf_config = getattr(hf_config, name, None)
     return hf_config
 
 
 def holds(hf_config: Any, condition: str) -> bool:
-    """Whether the attribute is true, or has the value."""
-    value, (_, given, expected) = asked(hf_config, condition), condition.partition("=")
+    """Whether the attribute is true, or has the value, or not that of the other."""
+    value, (name, given, expected) = asked(hf_config, condition), condition.partition("=")
+    if name.endswith("!"):
+        return value != asked(hf_config, expected)
     return str(value) == expected if given else bool(value)
 
 
@@ -149,7 +152,7 @@ class Architecture:
         hf_config = hf_config.get_text_config(decoder=True)
         for condition, reason in self.refused.items():
             if holds(hf_config, condition):
-                found = f"{condition.partition('=')[0]}={asked(hf_config, condition)!r}"
+                found = f"{condition.partition('=')[0].removesuffix('!')}={asked(hf_config, condition)!r}"
                 raise UnsupportedModelError(f"{self.model_type} with {found} is not supported: {reason}")
         changes: dict[str, Any] = {}
         for condition, change in self.variants.items():
