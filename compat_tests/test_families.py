@@ -35,6 +35,8 @@ UNCENTRED_GATE = {(name, "default"): ("ln2.hook_normalized", "ln2.hook_scale") f
 #: Options that change what the model computes. A sink takes a part of each row of the pattern, so that a bias of the
 #: values adds no constant; 3.9.0 folds it nevertheless.
 WITHOUT = {"gpt_oss": {"fold_value_biases": False}}
+#: Attention and MLP read the stream itself; the norms called ln1 and ln2 are behind them.
+BEHIND = {"olmo2", "olmo3"}
 #: Buffers and parameters that nothing reads.
 NOT_WEIGHTS = ("mask", "IGNORE", "rotary_sin", "rotary_cos", "pos_embed.W_pos")
 
@@ -257,3 +259,21 @@ def test_other_attention_implementations(two: Two) -> None:
         assert two.hf.config._attn_implementation == "sdpa"
     finally:
         two.hf.set_attn_implementation("eager")
+
+
+@pytest.mark.usefixtures("near_enough")
+def test_components_by_themselves(two: Two, family: str) -> None:
+    """A layer's attention and MLP, called on what they read."""
+    stream = torch.randn(2, 7, two.hf.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(5))
+    results = []
+    for model in (two.ours, two.theirs):
+        block, found = model.blocks[1], {}
+        read = block.ln1(stream) if "ln1" in dict(block.named_children()) and family not in BEHIND else stream
+        with torch.no_grad():
+            found["attention"] = block.attn(query_input=read, key_input=read, value_input=read)
+            found["MLP"] = block.mlp(block.ln2(stream) if family not in BEHIND else stream)
+            found["block"] = block(stream)
+        results.append(found)
+    mine, theirs = results
+    for name, value in theirs.items():
+        close(f"{name} by itself", mine[name], value)

@@ -19,6 +19,7 @@ from .experts import Experts
 from .factored_matrix import FactoredMatrix
 from .hook_points import HookPoint
 from .interior import Interior, listening
+from .utilities.activation_functions import SUPPORTED_ACTIVATIONS
 from .utilities.tensors import get_offset_position_ids
 
 Resid = Float[Tensor, "batch pos d_model"]
@@ -251,7 +252,18 @@ class MLP(Component):
 
     def forward(self, x: Resid) -> Resid:
         """The MLP's output, ``[batch, pos, d_model]``."""
+        if self.interior.architecture.blocks[self.layer_id].mlp == "":
+            return self._of_projections(x)
         return run_mlp(self.interior.engine, self.layer_id, x, self.listeners())
+
+    def _of_projections(self, x: Resid) -> Resid:
+        """The same, where the projections are the layer's own and no module holds them."""
+        interior, architecture = self.interior, self.interior.architecture
+        if architecture.blocks[self.layer_id].ln2 is not None and not architecture.blocks[self.layer_id].post_norm:
+            x = interior.basis.norm_output_as_hf(x, interior.engine.norms[architecture.in_layer(self.layer_id, "ln2")])
+        first, last = (interior.module(architecture.in_layer(self.layer_id, role)) for role in ("mlp_in", "mlp_out"))
+        post = self.hook_post(SUPPORTED_ACTIVATIONS[self.cfg.act_fn](self.hook_pre(first(x))))
+        return _centred(interior, last(post))
 
 
 class Activation(Component):

@@ -6,11 +6,13 @@ active basis, like everything that enters or leaves the engine.
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import nnsight
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from ..basis import Stream
 from ..errors import UnsupportedModelError
@@ -25,15 +27,21 @@ if TYPE_CHECKING:
 
 
 def run_mlp(engine: Engine, layer: int, x: Tensor, listeners: Listeners) -> Tensor:
-    """One layer's MLP on the output of its norm."""
+    """One layer's MLP on the output of its norm; an MLP that is a module."""
     arch = engine.architecture
     if arch.blocks[layer].beside is not None:
         raise UnsupportedModelError(
             f"the MLP of layer {layer} does not run by itself: there are experts beside it, which read the residual "
             "stream through another norm. Run the block, or the model with start_at_layer and stop_at_layer."
         )
-    hidden = engine.basis.norm_output_as_hf(x, engine.norms[arch.in_layer(layer, "ln2")])
-    output = _run_module(engine, layer, arch.in_layer(layer, "mlp"), hidden.contiguous(), {}, listeners, {})
+    path, block = arch.in_layer(layer, "mlp"), arch.blocks[layer]
+    normed = block.ln2 is not None and not block.post_norm
+    hidden = engine.basis.norm_output_as_hf(x, engine.norms[arch.in_layer(layer, "ln2")]) if normed else x
+    hidden = hidden.contiguous()
+    # Where the MLP adds the stream itself, there is none.
+    adds = "residual" in inspect.signature(engine.hf_model.get_submodule(path).forward).parameters
+    kwargs = {"residual": torch.zeros_like(hidden)} if adds else {}
+    output = _run_module(engine, layer, path, hidden, kwargs, listeners, {})
     return Stream(engine.basis.centres_stream).read_branch(output)
 
 
@@ -48,19 +56,28 @@ def run_attention(
 ) -> Tensor:
     """One layer's attention on what its queries, keys and values read ("q", "k", "v"), with or without a head axis."""
     arch, basis = engine.architecture, engine.basis
-    norm = engine.norms[arch.in_layer(layer, "ln1")]
+    normed = arch.blocks[layer].ln1 is not None and not arch.blocks[layer].post_norm
+    norm = engine.norms[arch.in_layer(layer, "ln1")] if normed else None
+
+    def as_hf(value: Tensor) -> Tensor:
+        return value if norm is None else basis.norm_output_as_hf(value, norm)
+
     query = inputs["q"]
-    hidden = basis.norm_output_as_hf(query if query.dim() == 3 else query[..., 0, :], norm)
-    own = {
-        letter: basis.norm_output_as_hf(value, norm)
-        for letter, value in inputs.items()
-        if value is not query or query.dim() == 4
-    }
+    hidden = as_hf(query if query.dim() == 3 else query[..., 0, :])
+    own = {letter: as_hf(value) for letter, value in inputs.items() if value is not query or query.dim() == 4}
     past = 0 if past_kv_cache_entry is None else past_kv_cache_entry.past_keys.shape[1]
-    mask = causal_mask(hidden, past, attention_mask)
+    if _reads_more(engine, layer):
+        if past_kv_cache_entry is not None:
+            raise UnsupportedModelError(
+                "attention that rotates queries and keys, or has ALiBi, is told positions by the model, and by itself "
+                "it counts from 0: run the model with past_kv_cache"
+            )
+        kwargs = _what_the_model_passes(engine, layer, hidden, attention_mask)
+    else:
+        kwargs = {"attention_mask": causal_mask(hidden, past, attention_mask)}
     if additive_attention_mask is not None:
-        mask = mask + additive_attention_mask
-    kwargs: dict[str, Any] = {"attention_mask": mask}
+        mask = kwargs.get("attention_mask")
+        kwargs["attention_mask"] = additive_attention_mask if mask is None else mask + additive_attention_mask
     entries = {} if past_kv_cache_entry is None else {layer: past_kv_cache_entry}
     if entries:
         kwargs["past_key_values"] = hf_cache(entries, basis)
@@ -68,6 +85,38 @@ def run_attention(
     if entries:
         append_new(entries, kwargs["past_key_values"], basis)
     return Stream(basis.centres_stream).read_branch(output)
+
+
+def _reads_more(engine: Engine, layer: int) -> bool:
+    """Whether one layer's attention takes more than what it reads, a mask and a cache: rotations or slopes."""
+    forward = engine.hf_model.get_submodule(engine.architecture.in_layer(layer, "attn")).forward
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    asked = [each for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
+    rotates = "rotary" in engine.architecture.blocks[layer].features
+    return rotates or any(each.name not in ("attention_mask", "past_key_values") for each in asked)
+
+
+def _what_the_model_passes(engine: Engine, layer: int, hidden: Tensor, mask: Tensor | None) -> dict[str, Any]:
+    """The arguments besides the first that HF's model calls one layer's attention with, on a stream of zeros."""
+    module = engine.hf_model.get_submodule(engine.architecture.in_layer(layer, "attn"))
+    signature, found = inspect.signature(module.forward), dict[str, Any]()
+
+    def keep(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        bound = signature.bind(*args, **kwargs)
+        names = list(bound.arguments)[1:]
+        for name in names:
+            value = bound.arguments[name]
+            found.update(value if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+        # The cache that the model has made for this run is full already.
+        found.update({name: None for name, value in found.items() if isinstance(value, Cache)})
+
+    handle = module.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        with engine.eager_attention(), torch.no_grad():
+            engine.run_block(layer, torch.zeros_like(hidden), {}, mask)
+    finally:
+        handle.remove()
+    return found
 
 
 def causal_mask(hidden: Tensor, past: int, attention_mask: Tensor | None) -> Tensor:
