@@ -50,7 +50,7 @@ families: $(VENV)/.installed-for-tests
 # The site of the documents, in build/site; any warning is an error.
 site: $(VENV)/.installed
 	$(PIP) -c constraints.txt -e ".[docs]"
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # Libraries written for TransformerLens, on 3.9.0 and under the alias: an environment of their own, then some minutes.
 downstream: $(VENV)/.installed-for-tests
