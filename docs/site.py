@@ -26,10 +26,20 @@ LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages that lie elsewhere."""
+    """Add the pages that lie elsewhere; the benchmarks' with the README's measured tables."""
     for page, source in ELSEWHERE.items():
-        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+        content = (ROOT / source).read_text(encoding="utf-8")
+        if page == "benchmarks.md":
+            content = f"{content}\n{_section('Speed').replace('(benchmarks/README.md)', '(README.md)')}"
+        files.append(File.generated(config, page, content=content))
     return files
+
+
+def _section(heading: str) -> str:
+    """One section of the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    start = text.index(f"## {heading}\n")
+    return text[start : text.index("\n## ", start)]
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
