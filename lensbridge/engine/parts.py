@@ -39,7 +39,7 @@ def run_mlp(engine: Engine, layer: int, x: Tensor, listeners: Listeners) -> Tens
     hidden = engine.basis.norm_output_as_hf(x, engine.norms[arch.in_layer(layer, "ln2")]) if normed else x
     hidden = hidden.contiguous()
     # Where the MLP adds the stream itself, there is none.
-    adds = "residual" in inspect.signature(engine.hf_model.get_submodule(path).forward).parameters
+    adds = "residual" in _signature(engine.hf_model.get_submodule(path)).parameters
     kwargs = {"residual": torch.zeros_like(hidden)} if adds else {}
     output = _run_module(engine, layer, path, hidden, kwargs, listeners, {})
     return Stream(engine.basis.centres_stream).read_branch(output)
@@ -89,17 +89,24 @@ def run_attention(
 
 def _reads_more(engine: Engine, layer: int) -> bool:
     """Whether one layer's attention takes more than what it reads, a mask and a cache: rotations or slopes."""
-    forward = engine.hf_model.get_submodule(engine.architecture.in_layer(layer, "attn")).forward
-    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    module = engine.hf_model.get_submodule(engine.architecture.in_layer(layer, "attn"))
+    parameters = list(_signature(module).parameters.values())[1:]
     asked = [each for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
     rotates = "rotary" in engine.architecture.blocks[layer].features
     return rotates or any(each.name not in ("attention_mask", "past_key_values") for each in asked)
 
 
+def _signature(module: Any) -> inspect.Signature:
+    """What a module's class takes: in a run, the module's own attribute is somebody's wrapper."""
+    signature = inspect.signature(type(module).forward)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+@in_turn
 def _what_the_model_passes(engine: Engine, layer: int, hidden: Tensor, mask: Tensor | None) -> dict[str, Any]:
     """The arguments besides the first that HF's model calls one layer's attention with, on a stream of zeros."""
     module = engine.hf_model.get_submodule(engine.architecture.in_layer(layer, "attn"))
-    signature, found = inspect.signature(module.forward), dict[str, Any]()
+    signature, found = _signature(module), dict[str, Any]()
 
     def keep(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         bound = signature.bind(*args, **kwargs)
