@@ -69,7 +69,7 @@ def test_a_run_that_nobody_listens_to_is_no_trace(
 ) -> None:
     expected = either.run_with_hooks(tokens, fwd_hooks=[("hook_embed", keep)], **arguments)
     plans = either.interior.engine.plans_made
-    monkeypatch.setattr(lensbridge.engine.run, "_trace", None)
+    monkeypatch.setattr(lensbridge.engine.run, "trace_once", None)
     found = either(tokens, **arguments)
     assert found is expected is None or torch.equal(found, expected)
     assert either.interior.engine.plans_made == plans

@@ -7,29 +7,20 @@ order. It depends only on who listens where and on what is run, so it is made on
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
+from ..architectures import Architecture
 from ..basis import Basis
 from ..hook_points import HookPoint
 from .norm_sites import NormSite
 from .passage import Event
-from .places import ArgumentPlace, ResultPlace, RotatedPlace, SoftmaxPlace
+from .places import ArgumentPlace, FirstPlace, Place, ResultPlace, RotatedPlace, SoftmaxPlace
 from .sites import Site
 
 #: The points that somebody listens to, by name.
 Listeners = Mapping[str, nn.Module]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The sites to visit, in order; the modules they are at; whether it sees inside an attention, and its softmax."""
-
-    sites: tuple[Site, ...]
-    paths: frozenset[str]
-    looks_inside: bool
-    needs_eager: bool
 
 
 @dataclass(frozen=True)
@@ -43,6 +34,67 @@ class Span:
     unembeds: bool
 
 
+@dataclass(frozen=True)
+class Ends:
+    """Where a run starts, and where what it is for is to be read.
+
+    Args:
+        skipped: the layers that a run from a residual stream does not run.
+        start: where the first block that runs reads the residual stream.
+        overwrites: whether the residual has to go into the tensor there, which others read, too.
+        stop: where the residual stream is behind the last block that runs.
+        norm: what is read last in a run that ends with the final norm.
+        logits: where the logits are; None if they are the model's own output.
+        held: whether somebody else may hold the logits' tensor.
+    """
+
+    skipped: tuple[str, ...]
+    start: Place
+    overwrites: bool
+    stop: Place
+    norm: Place
+    logits: Place | None
+    held: bool
+
+    @classmethod
+    def of(cls, span: Span, architecture: Architecture, skipped: Iterable[str]) -> Ends:
+        """The ends of a run over ``span``."""
+        n_layers, blocks = len(architecture.blocks), architecture.blocks
+        behind, several = entrance(architecture, n_layers), architecture.several_unembedded
+        logits = (
+            None if architecture.after_unembed else (FirstPlace if several else Place)(architecture.unembed, "output")
+        )
+        return cls(
+            tuple(skipped),
+            entrance(architecture, span.start),
+            span.start < n_layers and blocks[span.start].shares_entrance,
+            entrance(architecture, span.stop),
+            behind if architecture.ln_final is None else replace(behind, side="output"),
+            None if architecture.after_unembed else logits,
+            several,
+        )
+
+
+def entrance(architecture: Architecture, layer: int) -> Place:
+    """Where the residual stream before a layer is, or behind the last one."""
+    path, side = architecture.entrance(layer)
+    return Place(
+        path, side, call=architecture.final_call if path == architecture.ln_final else architecture.call(layer)
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sites to visit, in order; the modules they are at; whether it sees inside an attention, and its softmax."""
+
+    sites: tuple[Site, ...]
+    paths: frozenset[str]
+    looks_inside: bool
+    needs_eager: bool
+    #: None for a plan of one module.
+    ends: Ends | None = None
+
+
 def edits_of(listeners: Listeners) -> dict[str, bool]:
     """Point name -> whether its listeners may change the value or its gradient (all but caches may)."""
     return {name: not (isinstance(point, HookPoint) and point.only_reads) for name, point in listeners.items()}
@@ -54,7 +106,8 @@ def make_plan(
     edits: Mapping[str, bool],
     basis: Basis,
     order: Mapping[Event, int],
-    ends: Iterable[str],
+    visited: Iterable[str],
+    ends: Ends | None = None,
 ) -> Plan:
     """The sites to visit.
 
@@ -63,18 +116,20 @@ def make_plan(
         listened: names of the points with listeners.
         edits: point name -> whether its value may be changed.
         order: the measured order of places.
-        ends: modules that a run needs besides the sites'.
+        visited: modules that a run needs besides the sites'.
+        ends: where the run starts and ends.
     """
     wanted = set(listened)
     chosen = [site for site in sites if _needed(site, wanted, edits, basis)]
     chosen.sort(key=lambda site: rank_of(site, order))
-    paths = frozenset(path for site in chosen for path in (site.place.path, *site.writes_at)) | frozenset(ends)
+    paths = frozenset(path for site in chosen for path in (site.place.path, *site.writes_at)) | frozenset(visited)
     eager = any(isinstance(site.place, SoftmaxPlace | RotatedPlace) for site in chosen)
     return Plan(
         tuple(chosen),
         paths,
         eager or any(isinstance(site.place, ArgumentPlace | ResultPlace) for site in chosen),
         eager,
+        ends,
     )
 
 

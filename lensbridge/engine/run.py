@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import nnsight
 import torch
 from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor, nn
@@ -21,37 +19,17 @@ from ..architectures import Architecture
 from ..architectures.record import Softmax
 from ..basis import Basis, Stream
 from ..errors import SourceNotFoundError, UnsupportedModelError
+from .forward import Request, trace_once
 from .layout import sites_of
 from .norm_sites import Norm, NormSite
 from .passage import Event, Passage, measure
-from .places import FirstPlace, Place, View
-from .plan import Listeners, Plan, Span, edits_of, make_plan, rank_of
+from .places import Place, View
+from .plan import Ends, Listeners, Plan, Span, edits_of, entrance, make_plan, rank_of
 from .sites import Recording, Run, Site
 from .turns import Turns, in_turn, turn
 
 #: Norms that processing leaves as they are: nothing linear reads what they return.
 UNFOLDED_NORMS = dict.fromkeys(("ln1_post", "ln2_post", "q_norm", "k_norm", "neuron_norm"), False)
-
-
-@dataclass
-class Request:
-    """One forward pass: HF's keyword arguments, and which part of the model to run.
-
-    Args:
-        inputs: keyword arguments for the HF model's forward (``input_ids``, ``attention_mask``, ...).
-        span: the part of the model to run.
-        residual: the residual stream to start from, ``[batch, pos, d_model]``.
-        skipped: the modules that are not run (`Engine.run` says which).
-    """
-
-    inputs: dict[str, Any]
-    span: Span
-    residual: Tensor | None = None
-    skipped: frozenset[str] = frozenset()
-
-    @property
-    def batch_size(self) -> int:
-        return (self.residual if self.residual is not None else self.inputs["input_ids"]).shape[0]
 
 
 class Engine:
@@ -130,15 +108,16 @@ class Engine:
             sites = self._sites_in(span)
             if below is not None:
                 sites = [site for site in sites if f"{site.place.path}.".startswith(f"{below}.")]
-            ends = self._ends(span) if below is None else {below}
+            paths = self._visited(span) if below is None else {below}
+            ends = None if below is not None else Ends.of(span, self.architecture, self._skipped(span))
             listened, may_change = {*edits, *(recorded or ())}, {**dict.fromkeys(given, True), **edits}
-            plan = make_plan(sites, listened, may_change, self.basis, self.order, ends)
+            plan = make_plan(sites, listened, may_change, self.basis, self.order, paths, ends)
             if len(self._plans) > 4096:
                 self._plans.clear()
             self._plans[key] = plan
         return plan
 
-    def _ends(self, span: Span) -> set[str]:
+    def _visited(self, span: Span) -> set[str]:
         """The modules at which a run starts and stops, besides the sites'."""
         arch = self.architecture
         # The root's output are the logits where its head's are not.
@@ -223,12 +202,11 @@ class Engine:
         if any(edits.values()):
             self._refuse_checkpointing()
         plan = self.plan_for(edits, request.span, recorded=None if recording is None else recording.names)
-        request.skipped = self._skipped(request.span) if request.residual is not None else frozenset()
         with self.wrapped(plan) as view, self.eager_attention(plan.needs_eager):
             run = self.new_run(view, listeners, edits, request.batch_size, recording)
             run.puts_off = request.residual is None
             with run.explaining():
-                return _trace(view, self.architecture, run, plan, request)
+                return trace_once(view, run, plan, request)
 
     @cached_property
     def _has_recurrences(self) -> bool:
@@ -259,7 +237,7 @@ class Engine:
         if request.span.unembeds:
             return self.basis.logits(self.hf_model(**request.inputs).logits, ours=True)
         norm, arch = request.span.norm, self.architecture
-        place = Place(arch.unembed, "input") if norm else _entrance(arch, request.span.stop)
+        place = Place(arch.unembed, "input") if norm else entrance(arch, request.span.stop)
         handle = _Leave(place).register_on(self.hf_model.get_submodule(place.path))
         try:
             self._outermost(needed=place.path)(**request.inputs)
@@ -392,61 +370,3 @@ class _Leave:
         if self.calls == 0:
             raise _Reached(value)
         self.calls -= 1
-
-
-def _trace(view: View, architecture: Architecture, run: Run, plan: Plan, request: Request) -> Tensor | None:
-    """The one trace of a run. Its body must stay free of ``self``: what a body reads is what travels."""
-    model, inputs, stops = view.nnsight, request.inputs, not request.span.unembeds
-    with model.trace(**inputs) as tracer:
-        output = nnsight.save(_walk(view, architecture, run, plan, request))
-        if stops:
-            tracer.stop()
-    return output
-
-
-def _walk(view: View, architecture: Architecture, run: Run, plan: Plan, request: Request) -> Tensor | None:
-    """Visit the sites in order, then read what the run is for."""
-    span = request.span
-    if request.residual is not None:
-        _start_from(view, architecture, run, request)
-    if run.listeners:
-        for site in plan.sites:
-            site.visit(run)
-    else:
-        for site in plan.sites:
-            site.record(run)
-    if not span.norm:
-        return run.stream.read(_entrance(architecture, span.stop).read(view))
-    if not span.unembeds:
-        last = _entrance(architecture, run.cfg.n_layers)
-        (last if architecture.ln_final is None else replace(last, side="output")).read(view)
-        return None
-    if architecture.after_unembed:
-        return run.basis.logits(view.nnsight.output.logits)
-    if run.logits is not None:
-        return run.logits
-    logits = (FirstPlace if architecture.several_unembedded else Place)(architecture.unembed, "output").read(view)
-    return run.basis.logits(logits, ours=not architecture.several_unembedded)
-
-
-def _start_from(view: View, architecture: Architecture, run: Run, request: Request) -> None:
-    """Let the blocks before the first one pass and put the residual where the next module reads the stream."""
-    start, residual = request.span.start, request.residual
-    assert residual is not None
-    for layer in range(min(start, run.cfg.n_layers)):
-        if architecture.layer(layer) in request.skipped:
-            view[architecture.layer(layer)].skip(residual)
-    entrance = _entrance(architecture, start)
-    if start < run.cfg.n_layers and architecture.blocks[start].shares_entrance:
-        run.overwrite(entrance, residual)
-    else:
-        entrance.write(view, residual)
-    run.stream.written(residual)
-
-
-def _entrance(architecture: Architecture, layer: int) -> Place:
-    """Where the residual stream before a layer is, or behind the last one."""
-    path, side = architecture.entrance(layer)
-    return Place(
-        path, side, call=architecture.final_call if path == architecture.ln_final else architecture.call(layer)
-    )
