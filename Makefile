@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test lint types pytest docs families site downstream clean
+.PHONY: help demo test lint types pytest docs families site downstream remote clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -56,8 +56,19 @@ site: $(VENV)/.installed
 downstream: $(VENV)/.installed-for-tests
 	DOWNSTREAM_ENV=$(VENV)-downstream $(BIN)/python -m compat_tests.downstream.run
 
+# Runs on a server, which is a stand-in for NDIF in an environment of its own that has no lensbridge.
+remote: $(VENV)/.installed-for-tests $(VENV)-remote/.installed
+	NDIF_PYTHON=$(abspath $(VENV)-remote/bin/python) $(BIN)/python -m pytest -q compat_tests/test_ndif_stand_in.py \
+	    $(wildcard compat_tests/test_remote*.py)
+
+$(VENV)-remote/.installed: compat_tests/ndif/requirements.txt constraints.txt
+	$(PYTHON) -m venv $(VENV)-remote
+	$(VENV)-remote/bin/python -m pip install --disable-pip-version-check --quiet $(TORCH)
+	$(VENV)-remote/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -r $<
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-downstream build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-downstream $(VENV)-remote build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)

@@ -19,6 +19,7 @@ import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from compat_tests import comparison
+from compat_tests.ndif.stand_in import StandIn, models, serving
 from compat_tests.rough_models import (
     PROCESSINGS,
     SHAPES,
@@ -140,6 +141,32 @@ def pairs(all_pairs: Pairs) -> Iterator[Pairs]:
 def model(request: pytest.FixtureRequest, pairs: Pairs) -> Any:
     """Each of the two default models in turn, for facts that are asserted on both."""
     return getattr(pairs.get(), request.param)
+
+
+@pytest.fixture(scope="session")
+def ndif_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+    """One server for all tests of this process."""
+    with serving(models(tmp_path_factory.mktemp("served"))) as server:
+        yield server
+
+
+@pytest.fixture
+def ndif(ndif_server: StandIn) -> Iterator[StandIn]:
+    """A server of NDIF's kind that this process's client talks to; no job may leave anything behind on its models."""
+    ndif_server.reset()
+    with ndif_server.pointed():
+        yield ndif_server
+    assert ndif_server.left_behind == []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Show what the server said when a test that used it fails."""
+    report = yield
+    servers = [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, StandIn)]
+    if report.failed and servers:
+        report.sections.append(("stand-in server", servers[0].text()[-8000:]))
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

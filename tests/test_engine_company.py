@@ -403,3 +403,8 @@ def test_anyio_can_be_imported_afterwards() -> None:
     code = "import lensbridge, anyio.abc, anyio.streams.tls, anyio.streams.file; anyio.abc.SocketAttribute"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_nnsight_may_be_imported_before() -> None:
+    done = subprocess.run([sys.executable, "-c", "import nnsight, lensbridge"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ import importlib
 try:
     for name in ("anyio.abc._sockets", "anyio.streams.file", "anyio.streams.tls"):
         importlib.import_module(name)
-except ImportError:
-    # No anyio, or one that has moved them: nothing else here needs it.
+except (ImportError, TypeError):
+    # No anyio, or one that has moved them; or nnsight was imported before this package, and it is too late. Nothing
+    # else here needs it.
     pass
