@@ -57,7 +57,7 @@ class NormedReads(CachedActivations):
             return join(self._final_norm(entry, has_batch_dim) for entry in residual_stack)
         if self._centres():
             residual_stack = centred(residual_stack)
-        return residual_stack / self._scale(target, mlp_input, as_slice(pos_slice), batch)
+        return residual_stack / self._scale(target, mlp_input, as_slice(pos_slice), batch).to(residual_stack.device)
 
     @property
     def _interior(self) -> Any:
@@ -113,7 +113,7 @@ class NormedReads(CachedActivations):
         """A stack as it is read at a layer: through the norm if asked for, then projected if asked for."""
         if apply_ln:
             stack = self.apply_ln_to_stack(stack, layer, mlp_input, pos_slice=pos)
-        return stack if projection is None else stack @ projection
+        return stack if projection is None else stack @ projection.to(stack.device)
 
     def _stream(self, layer: int | None, pos: Slice) -> torch.Tensor:
         """The whole residual stream at the input of a layer."""

@@ -35,7 +35,13 @@ def join(parts: Iterable[torch.Tensor]) -> Stack:
     parts = list(parts)
     if not parts:
         raise RuntimeError("There is nothing to stack: with these arguments no component is left.")
-    return torch.stack(parts)
+    return torch.stack(together(parts))
+
+
+def together(parts: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """The parts on the device of the first: layers may be on several."""
+    parts = list(parts)
+    return [part.to(parts[0].device) for part in parts]
 
 
 def head_results(z: torch.Tensor, W_O: torch.Tensor) -> torch.Tensor:
@@ -54,7 +60,7 @@ def neuron_results(activations: torch.Tensor, W_out: torch.Tensor, projection: P
     """
     directions = W_out.to(activations.device)
     if projection is not None:
-        directions = directions @ projection
+        directions = directions @ projection.to(directions.device)
     return activations[..., None] * directions
 
 

@@ -29,6 +29,7 @@ from lensbridge._residual_stack import (
     head_results,
     join,
     neuron_results,
+    together,
 )
 from lensbridge.utilities.slice import Slice, SliceInput
 
@@ -141,7 +142,7 @@ class ActivationCache(NormedReads):
         pos = as_slice(pos_slice)
         stack, labels = self._head_stack(self._target(layer), pos)
         if incl_remainder:
-            remainder = self._stream(layer, pos) - stack.sum(dim=0)
+            remainder = self._stream(layer, pos).to(stack.device) - stack.sum(dim=0)
             stack, labels = torch.cat([stack, remainder[None]]), [*labels, "remainder"]
         if apply_ln:
             stack = self.apply_ln_to_stack(stack, layer, pos_slice=pos)
@@ -152,7 +153,8 @@ class ActivationCache(NormedReads):
         parts = [pos.apply(self["result", at], dim=-3).movedim(-2, 0) for at in range(target)]
         if not parts:
             return self._stream(0, pos)[None][:0], []
-        return torch.cat(parts), [f"L{at}H{head}" for at, part in enumerate(parts) for head in range(part.shape[0])]
+        labels = [f"L{at}H{head}" for at, part in enumerate(parts) for head in range(part.shape[0])]
+        return torch.cat(together(parts)), labels
 
     def compute_head_results(self) -> None:
         """Add ``attn.hook_result``, what each head writes to the residual stream, for all layers that lack it.
@@ -222,6 +224,7 @@ class ActivationCache(NormedReads):
         stack, labels = self._neuron_stack(layer, pos, as_slice(neuron_slice), projection, apply_ln)
         if incl_remainder:
             stream = self._read_at(layer, self._stream(layer, pos)[None], pos, projection, apply_ln)
+            stream = stream.to(stack.device)
             stack, labels = torch.cat([stack, stream - stack.sum(dim=0)]), [*labels, "remainder"]
         if is_vector:
             stack = stack.squeeze(-1)
@@ -248,12 +251,12 @@ class ActivationCache(NormedReads):
             activations = neurons.apply(pos.apply(self["post", at], dim=-2), dim=-1)
             directions = neurons.apply(self.model.blocks[at].mlp.W_out, dim=0)
             if scale is not None:
-                activations = activations / scale
+                activations = activations / scale.to(activations.device)
                 directions = centred(directions) if self._centres() else directions
             parts.append(neuron_results(activations, directions, projection).movedim(-2, 0))
         if not parts:
             return self._read_at(layer, self._stream(0, pos)[None][:0], pos, projection, False), []
-        return torch.cat(parts), [f"L{at}N{neuron}" for at in range(target) for neuron in chosen]
+        return torch.cat(together(parts)), [f"L{at}N{neuron}" for at in range(target) for neuron in chosen]
 
     def get_full_resid_decomposition(
         self,
@@ -294,7 +297,7 @@ class ActivationCache(NormedReads):
         stacks.append(bias.to(heads.device).expand(1, *heads.shape[1:]))
         labels.append("bias")
         read = [self._read_at(layer, stack, pos, projection, apply_ln, mlp_input) for stack in stacks]
-        result = torch.cat([*read[:1], *neurons, *read[1:]])
+        result = torch.cat(together([*read[:1], *neurons, *read[1:]]))
         if is_vector:
             result = result.squeeze(-1)
         return (result, labels) if return_labels else result

@@ -24,6 +24,7 @@ from torch import Tensor
 from .parameters import bias_of
 from .processing import ATTENTION_READERS, Processing, center, fold_norm_into
 from .weights import WeightViews
+from .whole import device_of
 
 
 class AnyNorm(Protocol):
@@ -83,6 +84,11 @@ class Basis:
     def hf_model(self) -> Any:
         """The HF model whose values are converted."""
         return self.weights.hf_model
+
+    def device_of(self, layer: int) -> torch.device:
+        """Where a layer computes."""
+        architecture = self.weights.architecture
+        return device_of(self.hf_model.get_submodule(architecture.layer(layer)))
 
     def number(self, layer: int) -> int:
         """The number that HuggingFace gives a layer."""
@@ -203,7 +209,7 @@ class Stream:
         if not self.centred:
             return x
         x = x - x.mean(-1, keepdim=True)
-        return x if self.mean is None else x + self.mean
+        return x if self.mean is None else x + self.mean.to(x.device)
 
     def written(self, x: Tensor) -> None:
         """The stream itself was replaced by ``x``."""
@@ -230,5 +236,6 @@ class Stream:
             return
         for mean in (self._beside, found):
             if mean is not None:
-                self.mean = mean if self.mean is None else self.mean + mean
+                # Layers may be on several devices.
+                self.mean = mean if self.mean is None else self.mean.to(mean.device) + mean
         self._beside = None

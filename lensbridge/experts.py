@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from .whole import itself
+
 #: What a module of experts declares.
 DECLARED = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
 
@@ -57,7 +59,7 @@ class Experts:
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self.form = form_of(module)
+        self.form = form_of(itself(module))
 
     def weights(self, expert: int) -> dict[str, Tensor]:
         """The parameters of one expert: ``W_gate.weight``, ``W_in.weight``, ``W_out.weight``, and biases if any."""

@@ -14,6 +14,7 @@ from typing import Any
 from .architectures import Architecture
 from .architectures.record import Block
 from .parameters import first_position, matrix, position_rows
+from .whole import home_of
 
 #: TransformerLens config field -> what HF configs call it.
 USUAL_NAMES: dict[str, Sequence[str]] = {
@@ -46,7 +47,7 @@ def described(hf_model: Any, architecture: Architecture) -> dict[str, Any]:
         "original_architecture": architecture.hf_class,
         "init_weights": False,
         "dtype": first.dtype,
-        "device": str(first.device),
+        "device": str(home_of(hf_model)),
         "initializer_range": getattr(hf, "initializer_range", 0.02) or 0.02,
     }
     if not architecture.any_layer("experts") or "experts_per_token" not in fields or "num_experts" not in fields:

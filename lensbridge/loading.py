@@ -196,9 +196,7 @@ def _from_hub_or_disk(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
         kwargs["dtype"] = kwargs.pop("torch_dtype")
     kwargs.setdefault("dtype", wish.dtype)
     kwargs.setdefault("attn_implementation", "eager")
-    device_map, max_memory = resolve_device_map(
-        wish.n_devices, kwargs.pop("device_map", None), wish.device, kwargs.pop("max_memory", None)
-    )
+    device_map, max_memory = _placed(wish, kwargs.pop("device_map", None), kwargs.pop("max_memory", None))
     placing = {"device_map": device_map, "max_memory": max_memory}
     kwargs |= {name: value for name, value in placing.items() if value is not None}
     _warn_of_float16(kwargs["dtype"], wish.device)
@@ -207,6 +205,15 @@ def _from_hub_or_disk(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
     if wish.move_to_device and device_map is None:
         hf_model.to(wish.device or get_device())
     return hf_model
+
+
+def _placed(wish: Wish, device_map: Any, max_memory: Any) -> tuple[Any, Any]:
+    """The device map and the memory by device to load with; a map may name the CPU and the disk here, too."""
+    if device_map is None:
+        return resolve_device_map(wish.n_devices, None, wish.device, max_memory)
+    if wish.device is not None:
+        raise ValueError("device and device_map exclude each other; pass one of them.")
+    return device_map, max_memory
 
 
 def _warn_of_float16(dtype: torch.dtype, device: str | torch.device | None) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .architectures import Architecture
 from .architectures.block import Factor
 from .experts import Experts
+from .whole import Reading, device_of, is_spread, reading, stand_in, why_a_copy
 
 ATTENTION = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
 #: The parts of a model that weights are read and processed by; each has the norm before it as ``ln.w`` and ``ln.b``.
@@ -74,7 +75,7 @@ def matrix(module: nn.Module) -> Tensor:
     """The weight of an affine module as [in, out], sharing memory."""
     weight: Tensor = module.weight  # type: ignore[assignment]
     # transformers' Conv1D stores [in, out], nn.Linear [out, in].
-    return weight if type(module).__name__ == "Conv1D" else weight.T
+    return weight if module.__class__.__name__ == "Conv1D" else weight.T
 
 
 def bias_of(module: nn.Module) -> Tensor | None:
@@ -105,11 +106,35 @@ class Parameters:
         self._heads: dict[int, Heads] = {}
 
     def module(self, path: str) -> Any:
-        """A module of the HF model by its path."""
-        return self.hf_model.get_submodule(path)
+        """A module of the HF model by its path, with parameters that are whole wherever their values are (`whole`)."""
+        module = self.hf_model.get_submodule(path)
+        return stand_in(module) if is_spread(self.hf_model) else module
 
     def branch(self, branch: str, layer: int = 0) -> Branch:
         """The weights of a branch with its norm; within it they go by TransformerLens' names in its component."""
+        if not is_spread(self.hf_model):
+            return self._branch(branch, layer)
+        with reading() as now:
+            out = self._branch(branch, layer)
+            self._note_copies(out, now)
+        return out
+
+    def shapes(self, branch: str, layer: int = 0) -> dict[str, Tensor]:
+        """The weights of a branch, of which nothing is to be looked at but names and shapes."""
+        if not is_spread(self.hf_model):
+            return self._branch(branch, layer).weights
+        with reading(shapes_only=True):
+            return self._branch(branch, layer).weights
+
+    @staticmethod
+    def _note_copies(out: Branch, now: Reading) -> None:
+        for name, weight in out.weights.items():
+            found = None if name in out.made else now.original_of(weight)
+            if found is not None:
+                out.sources[name], original = found
+                out.made[name] = why_a_copy(original)
+
+    def _branch(self, branch: str, layer: int) -> Branch:
         reader = {"embed": self._embed, "unembed": self._unembed}.get(branch)
         if reader is not None:
             return reader()
@@ -129,7 +154,7 @@ class Parameters:
             weight = torch.stack([each.weight for each in norm.norms])
         if weight is None:
             size = self.cfg.d_head if path in self._head_norms else self.cfg.d_model
-            return torch.ones(size, dtype=self.cfg.dtype, device=next(self.hf_model.parameters()).device)
+            return torch.ones(size, dtype=self.cfg.dtype, device=device_of(self.hf_model))
         return weight + offset if offset else weight
 
     @cached_property
@@ -148,12 +173,12 @@ class Parameters:
         if gain is not getattr(norm, "weight", None):
             stored = getattr(norm, "weight", None)
             if hasattr(norm, "norms"):
-                out.made[f"{name}.w"] = f"{type(norm).__name__} stores it in pieces, one for each head"
+                out.made[f"{name}.w"] = f"{norm.__class__.__name__} stores it in pieces, one for each head"
                 out.sources.update((f"{name}.w.{head}", each.weight) for head, each in enumerate(norm.norms))
             elif stored is None:
-                out.made[f"{name}.w"] = f"{type(norm).__name__} has no such parameter"
+                out.made[f"{name}.w"] = f"{norm.__class__.__name__} has no such parameter"
             else:
-                out.made[f"{name}.w"] = f"{type(norm).__name__} stores it less {self.architecture.gain_offset:g}"
+                out.made[f"{name}.w"] = f"{norm.__class__.__name__} stores it less {self.architecture.gain_offset:g}"
                 out.sources[f"{name}.w"] = stored
         if is_centred(norm, self.architecture):
             self._bias(out, f"{name}.b", norm, gain.shape)
@@ -165,7 +190,7 @@ class Parameters:
             out.weights[name] = bias if bias.shape == shape else bias.unflatten(0, shape)
             return
         like: Tensor | None = getattr(module, "weight", None)
-        device = next(self.hf_model.parameters()).device if like is None else like.device
+        device = device_of(self.hf_model) if like is None else like.device
         out.weights[name] = torch.zeros(shape, dtype=self.cfg.dtype, device=device)
         out.made[name] = f"{type(self.hf_model).__name__} has no such parameter"
 
@@ -211,7 +236,7 @@ class Parameters:
 
     def _measured_heads(self, layer: int) -> Heads:
         block, cfg = self.architecture.blocks[layer], self.cfg
-        attention = self.module(self.architecture.in_layer(layer, "attn"))
+        attention = self.hf_model.get_submodule(self.architecture.in_layer(layer, "attn"))
         sizes = (getattr(attention, name, None) for name in ("qk_head_dim", "head_dim"))
         size = next((size for size in sizes if size), cfg.d_head)
         queries, key_values = cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads
@@ -221,11 +246,15 @@ class Parameters:
             key_values = self._width(layer, "k") // size
         elif block.qkv is None and getattr(attention, "num_key_value_groups", None):
             key_values = queries // attention.num_key_value_groups
-        value_size = size if block.o is None else matrix(self.module(self.architecture.in_layer(layer, "o"))).shape[0]
+        value_size = size if block.o is None else self._affine_shape(layer, "o")[0]
         return Heads(queries, key_values, size, size if block.o is None else value_size // queries)
 
     def _width(self, layer: int, role: str) -> int:
-        return matrix(self.module(self.architecture.in_layer(layer, role))).shape[-1]
+        return self._affine_shape(layer, role)[-1]
+
+    def _affine_shape(self, layer: int, role: str) -> torch.Size:
+        """The shape of a role's matrix, [in, out], which needs no values."""
+        return matrix(self.hf_model.get_submodule(self.architecture.in_layer(layer, role))).shape
 
     def projection(self, layer: int, letter: str) -> tuple[Tensor, Tensor | None]:
         """(``[d_model, head, d_head]``, ``[head, d_head]`` or None) of a "Q", "K" or "V" projection, as views.
@@ -372,7 +401,7 @@ class Parameters:
             out.weights[f"act_fn.{name}"] = parameter.squeeze()
         for name, buffer in module.named_buffers():
             out.weights[f"act_fn.{name}"] = buffer
-            out.made[f"act_fn.{name}"] = f"{type(module).__name__} has it as a constant"
+            out.made[f"act_fn.{name}"] = f"{module.__class__.__name__} has it as a constant"
 
     def _expert(self, layer: int, expert: int) -> Branch:
         arch, out = self.architecture, Branch({}, {}, {})

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .utilities.devices import move_to_and_update_config
+from .whole import home_of, is_shared_out, refuse_to_move
 
 
 class PlacementMethods(nn.Module):
@@ -39,15 +40,22 @@ class PlacementMethods(nn.Module):
         return self
 
     def to(self, device_or_dtype: Any, print_details: bool = True) -> Any:  # type: ignore[override]
-        """Move or cast the HF model, and note it in ``cfg``."""
+        """Move or cast the HF model, and note it in ``cfg``.
+
+        Raises:
+            UnsupportedModelError: accelerate keeps its parameters outside of it, or it is on several devices (or
+                processes) and is to be moved.
+        """
+        refuse_to_move(self.hf_model, None if isinstance(device_or_dtype, torch.dtype) else device_or_dtype)
         return move_to_and_update_config(self, device_or_dtype, print_details)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # .cuda(), .half() and the like arrive here.
+        refuse_to_move(self.hf_model, None)
         self.hf_model._apply(fn)
         super()._apply(fn, recurse)
         first = next(self.hf_model.parameters())
-        self.cfg.device, self.cfg.dtype = str(first.device), first.dtype
+        self.cfg.device, self.cfg.dtype = str(home_of(self.hf_model)), first.dtype
         return self
 
     def cuda(self, device: Any = None) -> Any:
@@ -63,6 +71,6 @@ class PlacementMethods(nn.Module):
         return self.to("mps")
 
     def move_model_modules_to_device(self) -> None:
-        """Move the HF model to ``cfg.device``, unless accelerate has spread it over devices."""
-        if not getattr(self.hf_model, "hf_device_map", None):
+        """Move the HF model to ``cfg.device``, unless it is spread over devices or processes."""
+        if not getattr(self.hf_model, "hf_device_map", None) and not is_shared_out(self.hf_model):
             self.hf_model.to(self.cfg.device)

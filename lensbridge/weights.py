@@ -28,6 +28,7 @@ from .processing import (
 )
 from .readonly import read_only
 from .shared import SharedWeight
+from .whole import is_offloaded
 
 Processor = Callable[[Weights, Processing], Weights]
 
@@ -131,7 +132,7 @@ class WeightViews:
         places, out = _PLACES[kind], {}
         posts = self.architecture.blocks[layer].post_norms if branch in ("attn", "mlp") else None
         post = "" if posts is None else posts[branch == "mlp"][1]
-        for short in self.parameters.branch(branch, layer).weights:
+        for short in self.parameters.shapes(branch, layer):
             head, dot, rest = short.partition(".")
             if head == "ln" and head not in places:
                 # An expert's norm is the MLP's.
@@ -203,7 +204,7 @@ class WeightViews:
         """The processed weights of a branch without graph, kept until a parameter changes; not to be edited."""
         raw, made, sources = self.parameters.branch(branch, layer)
         stored = [*sources.values(), *(w for short, w in raw.items() if short not in made)]
-        owners = {id(owner): owner for owner in (w if w._base is None else w._base for w in stored)}
+        owners = {id(owner): owner for owner in map(_owner, stored)}
         state = (self.processing, tuple(_fingerprint(owner) for owner in owners.values()))
         kept = self._kept.get((branch, layer))
         if kept is None or kept[0] != (state, _versions(kept[1])):
@@ -220,7 +221,8 @@ class WeightViews:
 
     def stack(self, name: str) -> Tensor:
         """One weight of every layer, stacked along a new first axis (read-only: it is a copy)."""
-        stacked = torch.stack([self.get(f"blocks.{layer}.{name}") for layer in range(self.cfg.n_layers)])
+        layers = [self.get(f"blocks.{layer}.{name}") for layer in range(self.cfg.n_layers)]
+        stacked = torch.stack([each.to(layers[0].device) for each in layers])
         return read_only(stacked, f"the stacked {name.split('.')[-1]} is a copy of every layer's own")
 
     def set(self, name: str, value: Tensor) -> None:
@@ -262,13 +264,20 @@ class WeightViews:
     def shape(self, name: str) -> torch.Size:
         """The shape of one weight."""
         branch, layer, short = self._locate(name)
-        return self.raw_branch(branch, layer)[short].shape
+        return self.parameters.shapes(branch, layer)[short].shape
 
     @property
     def tied(self) -> bool:
         """Whether the unembedding is the embedding's own parameter."""
-        embed, head = self.module(self.architecture.embed), self.module(self.architecture.unembed)
+        embed, head = map(self.hf_model.get_submodule, (self.architecture.embed, self.architecture.unembed))
+        if is_offloaded(self.hf_model) and (embed.weight.is_meta or head.weight.is_meta):
+            return bool(getattr(self.hf_model.config, "tie_word_embeddings", False))
         return embed.weight is head.weight
+
+
+def _owner(weight: Tensor) -> Tensor:
+    """The parameter that a weight is a view of, or what stands for it."""
+    return weight if weight._base is None or hasattr(weight, "stands_for") else weight._base
 
 
 def _fingerprint(parameter: Tensor) -> tuple:
@@ -281,7 +290,10 @@ def _fingerprint(parameter: Tensor) -> tuple:
     count = -(-size // step)
     sample = parameter.detach().as_strided((count,), (step,)).double()
     total = float((sample * _ranks(count, sample.device)).sum())
-    return parameter.data_ptr(), _version(parameter), total, parameter.device, parameter.dtype
+    original = getattr(parameter, "stands_for", None)
+    place = parameter.data_ptr() if original is None else id(original)
+    version = _version(parameter if original is None else original)
+    return place, version, total, parameter.device, parameter.dtype
 
 
 def _versions(weights: Weights) -> tuple[int | None, ...]:

@@ -384,18 +384,16 @@ def test_several_devices_become_a_device_map(spied: dict, monkeypatch: pytest.Mo
         load("gpt2", n_devices=3)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"device_map": "auto", "device": "cpu"}, "exclude each other"),
-        ({"device_map": {"transformer": "cpu", "lm_head": 0}}, "both CPU and GPU"),
-        ({"device_map": {"": "disk"}}, "kept on disk"),
-    ],
-)
-def test_device_maps_under_which_weights_could_not_be_read(spied: dict, arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        load("gpt2", **arguments)
+def test_a_device_and_a_map_of_devices_exclude_each_other(spied: dict) -> None:
+    with pytest.raises(ValueError, match="exclude each other"):
+        load("gpt2", device_map="auto", device="cpu")
     assert "model" not in spied
+
+
+@pytest.mark.parametrize("device_map", [{"transformer": "cpu", "lm_head": 0}, {"": "disk"}])
+def test_a_map_may_name_the_cpu_and_the_disk_beside_gpus(spied: dict, device_map: dict) -> None:
+    load("gpt2", device_map=device_map)
+    assert spied["model"]["device_map"] == device_map
 
 
 # --- building --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..experts import ExpertForm, Experts
+from ..whole import reading
 from .places import Place
 from .sites import Run, Site
 
@@ -85,6 +86,10 @@ class NeuronsSite(Site):
         self.shows_idle = shows_idle
 
     def visit(self, run: Run) -> None:
+        with reading():
+            self._visit(run)
+
+    def _visit(self, run: Run) -> None:
         call, experts = Call(run.view[self.path].inputs), Experts(run.view.module(self.path))
         changes = []
         for expert, points in enumerate(self.points):

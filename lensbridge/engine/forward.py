@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import nnsight
+import torch
 from torch import Tensor
 
 from .places import View
@@ -33,7 +34,16 @@ class Request:
 
     @property
     def batch_size(self) -> int:
-        return (self.residual if self.residual is not None else self.inputs["input_ids"]).shape[0]
+        return self._given.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input is, and the logits will be."""
+        return self._given.device
+
+    @property
+    def _given(self) -> Tensor:
+        return self.residual if self.residual is not None else self.inputs["input_ids"]
 
 
 def trace_once(view: View, run: Run, plan: Plan, request: Request) -> Tensor | None:

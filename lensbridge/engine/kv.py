@@ -36,6 +36,7 @@ def _keeps_more(cache: DynamicCache) -> bool:
 
 
 def _to_hf(basis: Basis, layer: int, letter: str, tensor: Tensor, biases: ValueBiases) -> Tensor:
+    tensor = tensor.to(basis.device_of(layer))
     maps = basis.head_maps(layer)
     if maps is not None:
         tensor = torch.einsum("bphd,hde->bphe", tensor, getattr(maps[1], letter))
@@ -95,7 +96,8 @@ def append_new(entries: dict[int, Any], cache: DynamicCache, basis: Basis, biase
         past = entry.past_keys.shape[1]
         kept: Any = cache.layers[basis.number(layer)]
         keys = _from_hf(basis, layer, "k", kept.keys[:, :, past:], biases)
-        entry.append(keys, _from_hf(basis, layer, "v", kept.values[:, :, past:], biases))
+        values = _from_hf(basis, layer, "v", kept.values[:, :, past:], biases)
+        entry.append(keys.to(entry.past_keys.device), values.to(entry.past_values.device))
 
 
 def _refuse_others(layer: int, entry: Any, kept: list[Any]) -> None:

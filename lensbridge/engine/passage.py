@@ -76,8 +76,7 @@ def measure(hf_model: nn.Module, attention_paths: list[str], inputs: Mapping[str
                 inside.pop()
 
         handles += [module.register_forward_pre_hook(enter, with_kwargs=True), module.register_forward_hook(leave)]
-    device = next(hf_model.parameters()).device
-    devices = [device] if device.type == "cuda" else []
+    devices = {parameter.device for parameter in hf_model.parameters() if parameter.is_cuda}
     try:
         quiet = torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=devices)
         with quiet[0], quiet[1], quiet[2], _SoftmaxRecorder(events, inside):

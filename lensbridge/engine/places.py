@@ -14,13 +14,14 @@ from types import MethodType
 from typing import Any, Literal
 
 import torch
-from nnsight import NNsight
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
 
 from ..architectures.block import Factor
 from ..architectures.record import Softmax
 from ..parameters import factor_of
+from ..whole import is_spread, stand_in
+from .envoys import Handle
 from .operations import Operation
 from .passage import Event
 
@@ -39,7 +40,7 @@ class View:
         self,
         hf_model: nn.Module,
         softmaxes: Mapping[str, Softmax] | None = None,
-        wrap: Callable[[nn.Module], Any] = NNsight,
+        wrap: Callable[[nn.Module], Any] = Handle,
         required: bool = True,
         positions_first: str | None = None,
     ) -> None:
@@ -94,8 +95,9 @@ class View:
             mediator.iteration = before
 
     def module(self, path: str) -> nn.Module:
-        """A module of the HF model itself."""
-        return self._modules[path]
+        """A module of the HF model itself, or what stands for it where its parameters are not whole."""
+        module = self._modules[path]
+        return stand_in(module) if is_spread(self._modules[""]) else module
 
     @property
     def paths(self) -> list[str]:
@@ -288,19 +290,25 @@ class FactorPlace(Place):
     power: float = 1.0
 
     def read(self, view: View) -> Tensor:
-        factor, bias = self._terms(view)
         value = super().read(view)
+        factor, bias = self._terms(view, value.device)
         value = value if factor is None else value * factor
         return value if bias is None else value + bias
 
     def write(self, view: View, value: Tensor) -> None:
-        factor, bias = self._terms(view)
+        factor, bias = self._terms(view, value.device)
         value = value if bias is None else value - bias
         super().write(view, value if factor is None else value / factor)
 
-    def _terms(self, view: View) -> tuple[Any, Any]:
+    def _terms(self, view: View, device: torch.device) -> tuple[Any, ...]:
         owner = view.module(self.owner)
-        return factor_of(owner, self.factor, self.power), factor_of(owner, self.bias)
+        terms = factor_of(owner, self.factor, self.power), factor_of(owner, self.bias)
+        return tuple(_at(device, term) for term in terms)
+
+
+def _at(device: torch.device, term: Any) -> Any:
+    """A term on a device; a number is nowhere."""
+    return term.to(device) if isinstance(term, Tensor) else term
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Ends:
     held: bool
 
     @classmethod
-    def of(cls, span: Span, architecture: Architecture, skipped: Iterable[str]) -> Ends:
+    def of(cls, span: Span, architecture: Architecture, skipped: tuple[str, ...]) -> Ends:
         """The ends of a run over ``span``."""
         n_layers, blocks = len(architecture.blocks), architecture.blocks
         behind, several = entrance(architecture, n_layers), architecture.several_unembedded
@@ -65,7 +65,7 @@ class Ends:
             None if architecture.after_unembed else (FirstPlace if several else Place)(architecture.unembed, "output")
         )
         return cls(
-            tuple(skipped),
+            skipped,
             entrance(architecture, span.start),
             span.start < n_layers and blocks[span.start].shares_entrance,
             entrance(architecture, span.stop),

@@ -19,6 +19,7 @@ from ..architectures import Architecture
 from ..architectures.record import Softmax
 from ..basis import Basis, Stream
 from ..errors import SourceNotFoundError, UnsupportedModelError
+from ..whole import home_of
 from .forward import Request, trace_once
 from .layout import sites_of
 from .norm_sites import Norm, NormSite
@@ -122,14 +123,14 @@ class Engine:
         arch = self.architecture
         # The root's output are the logits where its head's are not.
         ends = {arch.entrance(span.start)[0], arch.entrance(span.stop)[0], arch.unembed}
-        return ends | self._skipped(span) | ({""} if arch.after_unembed else set())
+        return {*ends, *self._skipped(span)} | ({""} if arch.after_unembed else set())
 
-    def _skipped(self, span: Span) -> frozenset[str]:
-        """The layers that need not run. Not skipped are those that return more than the stream: nobody knows what."""
+    def _skipped(self, span: Span) -> tuple[str, ...]:
+        """The layers that need not run, in order. Not those that return more than the stream: nobody knows what."""
         if span.embeds or self.architecture.rereads is not None:
-            return frozenset()
+            return ()
         before = map(self.architecture.layer, range(min(span.start, self.cfg.n_layers)))
-        return frozenset(layer for layer in before if (layer, "several", 0) not in self.order)
+        return tuple(layer for layer in before if (layer, "several", 0) not in self.order)
 
     def _sites_in(self, span: Span) -> list[Site]:
         before, blocks, after = self._sites
@@ -156,8 +157,10 @@ class Engine:
     def _two_tokens(self) -> dict[str, Any]:
         """The shortest text on which everything happens."""
         rows = 1 if self.architecture.rows is None else getattr(self.hf_model.config, self.architecture.rows)
-        device = next(self.hf_model.parameters()).device
-        return {"input_ids": torch.zeros(rows, 2, dtype=torch.long, device=device), "use_cache": False}
+        return {
+            "input_ids": torch.zeros(rows, 2, dtype=torch.long, device=home_of(self.hf_model)),
+            "use_cache": False,
+        }
 
     @cached_property
     def comes_in_order(self) -> bool:
@@ -206,7 +209,9 @@ class Engine:
             run = self.new_run(view, listeners, edits, request.batch_size, recording)
             run.puts_off = request.residual is None
             with run.explaining():
-                return trace_once(view, run, plan, request)
+                output = trace_once(view, run, plan, request)
+        # As HuggingFace does where layers are on several devices.
+        return output.to(request.device) if output is not None and request.span.unembeds else output
 
     @cached_property
     def _has_recurrences(self) -> bool:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from nnsight import Envoy, NNsight
 from nnsight.intervention.batching import Batcher
 from nnsight.intervention.interleaver import Mediator
@@ -23,6 +24,7 @@ from torch import nn
 from ..basis import Stream
 from ..errors import TraceError
 from ..hook_points import SERVER, HookPoint
+from ..whole import home_of
 from .operations import Operation
 from .places import View
 from .plan import Listeners, Span, edits_of, rank_of
@@ -97,6 +99,11 @@ class _Tracer(InterleavingTracer):
 
 class PartEnvoy(Envoy):
     """nnsight's handle on a module of the HF model, for use in traces of the whole model or of this module."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs have to be."""
+        return home_of(self.root.host.engine.hf_model)
 
     def trace(self, *args: Any, gradients: bool | None = None, **kwargs: Any) -> Any:
         tracer = super().trace(*args, **{"tracer_cls": _Tracer} | kwargs)
