@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,6 +16,7 @@ from unittest import mock
 import nnsight
 import pytest
 import torch
+from cloudpickle import cloudpickle as by_value_modules
 from nnsight.intervention.backends.display import StatusDisplay
 from nnsight.intervention.backends.remote import RemoteError
 from nnsight.modeling import huggingface
@@ -24,6 +26,7 @@ from transformers import AutoModelForCausalLM
 
 from compat_tests.ndif.stand_in import StandIn, serving
 from compat_tests.rough_models import TOY_DIR
+from lensbridge.points import template
 
 TOKENS = torch.arange(2, 11)[None]
 
@@ -239,6 +242,23 @@ def test_the_server_has_nothing_of_the_client(ndif: StandIn, name: str) -> None:
             nnsight.save(model.lm_head.output)
             __import__(name)
     assert name in ndif.last["named"]
+
+
+@pytest.mark.parametrize("by_value", [False, True])
+def test_code_of_the_package_travels_only_if_it_is_registered(
+    ndif: StandIn, monkeypatch: pytest.MonkeyPatch, by_value: bool
+) -> None:
+    """As for those who have it installed; other modules of the working tree, like this one, always travel."""
+    registered = by_value_modules._PICKLE_BY_VALUE_MODULES
+    assert __name__.partition(".")[0] in registered
+    chosen = registered | {"lensbridge"} if by_value else registered - {"lensbridge"}
+    monkeypatch.setattr(by_value_modules, "_PICKLE_BY_VALUE_MODULES", chosen)
+    model = client()
+    expected = nullcontext() if by_value else pytest.raises(RemoteError, match="No module named 'lensbridge'")
+    with expected:
+        with model.session(remote=True):
+            found = nnsight.save([template("blocks.3.hook_resid_pre")])
+        assert found == [template("blocks.3.hook_resid_pre")]
 
 
 def change_config(model: Any) -> None:

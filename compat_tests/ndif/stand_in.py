@@ -44,6 +44,22 @@ def environment() -> str:
     return str(beside) if beside.exists() else ""
 
 
+def register_all_but_installed() -> None:
+    """Have nnsight send what lies in the working tree by value, but lensbridge only if it has asked for that itself.
+
+    The client does so before its first request, for everything that is not in ``site-packages``. That is where users
+    have lensbridge, so it must not be helped by lying in the working tree here.
+    """
+    from cloudpickle.cloudpickle import _PICKLE_BY_VALUE_MODULES
+    from nnsight import ndif
+
+    asked = "lensbridge" in _PICKLE_BY_VALUE_MODULES
+    first = not ndif._PULLED_ENV
+    ndif.pull_env()
+    if first and not asked:
+        _PICKLE_BY_VALUE_MODULES.discard("lensbridge")
+
+
 @dataclass
 class StandIn:
     """A server that runs."""
@@ -97,6 +113,7 @@ class StandIn:
         from nnsight.modeling import huggingface
         from nnsight.schema.config import CONFIG
 
+        register_all_but_installed()
         known = {name: repo for repo, path in self.directories.items() for name in (repo, path)}
         local = dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1,localhost")
         with (
