@@ -21,9 +21,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .parameters import bias_of
+from .affine import bias_of
+from .computed import Computed, outlined
 from .processing import ATTENTION_READERS, Processing, center, fold_norm_into
-from .weights import WeightViews
+from .weights import WeightViews, fingerprint
 from .whole import device_of
 
 
@@ -69,12 +70,20 @@ def _relative_rounding(matrices: Tensor) -> float:
     return matrices.shape[-1] * torch.finfo(torch.float32).eps
 
 
+def _normed_bias(weight: Tensor, bias: Tensor | None, norm_bias: Tensor) -> Tensor:
+    """What a norm's bias adds to the values of each head, and their own."""
+    flat, shape, norm_bias = weight.flatten(-2).T, weight.shape[1:], norm_bias.to(weight.dtype)
+    added = flat @ norm_bias if bias is None else torch.addmv(bias.flatten().to(flat.dtype), flat, norm_bias)
+    return added.view(shape)
+
+
 class Basis:
     """The conversions that the active processing asks for, on one model."""
 
     def __init__(self, weights: WeightViews) -> None:
         self.weights = weights
         self._maps: dict[int, tuple[dict[str, Tensor], HeadMaps, HeadMaps]] = {}
+        self._value_biases: dict[int, tuple[Any, Tensor]] = {}
 
     @property
     def processing(self) -> Processing:
@@ -111,14 +120,28 @@ class Basis:
         """
         if not self.processing.moves_value_bias:
             return None
-        weight, bias = self.weights.parameters.projection(layer, "V")
+        with outlined():
+            weight, bias = self.weights.parameters.projection(layer, "V")
         if not self.processing.fold_ln or not self.weights.architecture.blocks[layer].folds_ln1:
             return bias
         norm_bias = bias_of(self.weights.module(self.weights.architecture.in_layer(layer, "ln1")))
         if norm_bias is None:
             return bias
-        flat, shape = weight.flatten(-2).T, weight.shape[1:]
-        return (flat @ norm_bias if bias is None else torch.addmv(bias.flatten(), flat, norm_bias)).view(shape)
+        found = self.weights.parameters.computed_projection(layer, "V")
+        return _normed_bias(weight, bias, norm_bias) if found is None else self._of_computed(layer, found, norm_bias)
+
+    def _of_computed(self, layer: int, found: Computed, norm_bias: Tensor) -> Tensor:
+        """`value_bias` where the matrix of the values is computed, which is done anew when something has changed."""
+        stored = [each for each in (*found.sources, found.bias, norm_bias) if each is not None]
+        state = (found.state, tuple(fingerprint(each) for each in stored))
+        if torch.is_grad_enabled() and any(each.requires_grad for each in stored):
+            return _normed_bias(*self.weights.parameters.projection(layer, "V"), norm_bias)
+        kept = self._value_biases.get(layer)
+        if kept is None or kept[0] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                kept = (state, _normed_bias(*self.weights.parameters.projection(layer, "V"), norm_bias))
+            self._value_biases[layer] = kept
+        return kept[1]
 
     def head_maps(self, layer: int) -> tuple[HeadMaps, HeadMaps] | None:
         """(HF -> TransformerLens, TransformerLens -> HF) per head under refactoring, else None."""

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .affine import bias_of
 from .engine.parts import run_attention, run_mlp
 from .errors import UnknownPointError, UnsupportedModelError
 from .experts import Experts
@@ -397,7 +398,7 @@ class Unembed(Component):
         if architecture.ln_final is not None:
             hidden = interior.basis.norm_output_as_hf(hidden, interior.engine.norms[architecture.ln_final])
         head, weights = interior.module(architecture.unembed), interior.weights.raw_branch("unembed")
-        logits = torch.nn.functional.linear(hidden, weights["W_U"].T, head.bias)
+        logits = torch.nn.functional.linear(hidden, weights["W_U"].T, bias_of(head))
         return self.hook_out(interior.basis.logits(logits))
 
 

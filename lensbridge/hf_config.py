@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
+from .affine import widths
 from .architectures import Architecture
 from .architectures.record import Block
-from .parameters import first_position, matrix, position_rows
+from .parameters import first_position, position_rows
 from .whole import home_of
 
 #: TransformerLens config field -> what HF configs call it.
@@ -41,13 +42,14 @@ def described(hf_model: Any, architecture: Architecture) -> dict[str, Any]:
     fields |= dict(architecture.constants)
     if not fields.get("use_attn_scale", True):
         fields.pop("attn_scale", None)
-    first = next(hf_model.parameters())
+    first = next((each for each in hf_model.parameters() if each.is_floating_point()), next(hf_model.parameters()))
     fields |= {
         "normalization_type": architecture.norm,
         "original_architecture": architecture.hf_class,
         "init_weights": False,
         "dtype": first.dtype,
         "device": str(home_of(hf_model)),
+        "load_in_4bit": _in_four_bits(hf_model),
         "initializer_range": getattr(hf, "initializer_range", 0.02) or 0.02,
     }
     if not architecture.any_layer("experts") or "experts_per_token" not in fields or "num_experts" not in fields:
@@ -55,6 +57,12 @@ def described(hf_model: Any, architecture: Architecture) -> dict[str, Any]:
     if architecture.any_layer("rotary"):
         fields = _rotation(hf, fields) | fields
     return fields
+
+
+def _in_four_bits(hf_model: Any) -> bool:
+    """Whether the model's layers are bitsandbytes' of four bits, which is what TransformerLens means."""
+    found = getattr(hf_model.config, "quantization_config", None) or {}
+    return bool(found.get("load_in_4bit") if isinstance(found, dict) else getattr(found, "load_in_4bit", False))
 
 
 def usual(hf: Any, name: str) -> Any:
@@ -80,12 +88,12 @@ def of_all_layers(hf: Any, attribute: str) -> Any:
 def _sizes(hf_model: Any, hf: Any, architecture: Architecture, fields: dict[str, Any]) -> dict[str, Any]:
     """Widths and numbers of heads, of the first layer that has them."""
     head = hf_model.get_submodule(architecture.unembed)
-    d_model = getattr(hf, "hidden_size", None) or matrix(head).shape[0]
+    d_model = getattr(hf, "hidden_size", None) or widths(head)[0]
     found = {
         "n_layers": len(architecture.blocks),
         "d_model": d_model,
-        "d_vocab": matrix(hf_model.get_submodule(architecture.embed)).shape[1],
-        "d_vocab_out": matrix(head).shape[1],
+        "d_vocab": widths(hf_model.get_submodule(architecture.embed))[1],
+        "d_vocab_out": widths(head)[1],
         "d_mlp": 4 * d_model,
         "n_ctx": fields.get("n_ctx", 2048),
         "n_heads": fields.get("n_heads", 1),
@@ -95,7 +103,7 @@ def _sizes(hf_model: Any, hf: Any, architecture: Architecture, fields: dict[str,
         found["n_ctx"] = min(found["n_ctx"], rows - first_position(hf_model, architecture))
     for layer, block in enumerate(architecture.blocks):
         if block.mlp_out is not None:
-            found["d_mlp"] = matrix(hf_model.get_submodule(architecture.in_layer(layer, "mlp_out"))).shape[0]
+            found["d_mlp"] = widths(hf_model.get_submodule(architecture.in_layer(layer, "mlp_out")))[0]
             break
         if block.expert_form.shown:
             found["d_mlp"] = block.expert_form.width
@@ -118,7 +126,7 @@ def _heads(hf_model: Any, architecture: Architecture, layer: int, found: dict[st
     queries = found["n_heads"]
 
     def width(role: str) -> int:
-        return matrix(hf_model.get_submodule(architecture.in_layer(layer, role))).shape[1] // d_head
+        return widths(hf_model.get_submodule(architecture.in_layer(layer, role)))[1] // d_head
 
     if block.qkv is not None:
         key_values = (width("qkv") - queries) // 2

@@ -31,6 +31,7 @@ from .processing import Processing
 from .unaudited import warn_of_unaudited
 from .utilities.devices import get_device
 from .utilities.multi_gpu import resolve_device_map
+from .wrapped import unwrapped
 
 DTYPE_FROM_STRING = {
     "float32": torch.float32,
@@ -174,10 +175,11 @@ def _as_given(wish: Wish, kwargs: dict[str, Any]) -> Any:
         )
     if not hasattr(wish.hf_model, "config"):
         raise AssertionError(f"hf_model must be a HuggingFace model with a config, not {type(wish.hf_model).__name__}")
-    dtype = getattr(wish.hf_model, "dtype", wish.dtype)
+    hf_model = unwrapped(wish.hf_model)
+    dtype = getattr(hf_model, "dtype", wish.dtype)
     if wish.dtype not in (dtype, Wish.dtype):
         logging.warning("dtype=%s is not applied to hf_model, which stays %s: use model.to(dtype)", wish.dtype, dtype)
-    return wish.hf_model
+    return hf_model
 
 
 def _from_hub_or_disk(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
@@ -202,7 +204,7 @@ def _from_hub_or_disk(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
     _warn_of_float16(kwargs["dtype"], wish.device)
     with explaining_where(wish.model_name, location, OSError, revision=kwargs.get("revision")):
         hf_model: Any = AutoModelForCausalLM.from_pretrained(location, config=config, **kwargs)
-    if wish.move_to_device and device_map is None:
+    if wish.move_to_device and device_map is None and getattr(hf_model, "quantization_method", None) is None:
         hf_model.to(wish.device or get_device())
     return hf_model
 

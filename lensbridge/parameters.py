@@ -7,6 +7,7 @@ Those are *made* here, and say so, because an edit of them could not reach the m
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import cached_property
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -14,8 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .adapters import inside
+from .affine import bias_of, computed, matrix, stored_in, widths
 from .architectures import Architecture
 from .architectures.block import Factor
+from .computed import Computed, outlined
 from .experts import Experts
 from .whole import Reading, device_of, is_spread, reading, stand_in, why_a_copy
 
@@ -30,11 +34,18 @@ WORDS = ("weight", "bias")
 
 
 class Branch(NamedTuple):
-    """The weights of one branch, why some of them are no parameter of the model, and what these are computed from."""
+    """The weights of one branch, why some of them are no parameter of the model, and what these are computed from:
+    tensors, and whatever else there is (`Computed.state`)."""
 
     weights: dict[str, Tensor]
     made: dict[str, str]
     sources: dict[str, Tensor]
+    state: dict[str, Hashable]
+
+    @classmethod
+    def empty(cls) -> Branch:
+        """A branch to be filled."""
+        return cls({}, {}, {}, {})
 
 
 class Heads(NamedTuple):
@@ -52,7 +63,7 @@ class Heads(NamedTuple):
 
 def is_centred(norm: nn.Module, architecture: Architecture) -> bool:
     """Whether a norm takes the mean out of its input: torch's own does, another as the record says."""
-    return isinstance(norm, nn.LayerNorm) or architecture.norm == "LN"
+    return isinstance(inside(norm), nn.LayerNorm) or architecture.norm == "LN"
 
 
 def factor_of(module: nn.Module, path: Factor | None, power: float = 1.0) -> Any:
@@ -71,16 +82,9 @@ def _shown(factor: Any) -> str:
     return f"{float(factor):g}"
 
 
-def matrix(module: nn.Module) -> Tensor:
-    """The weight of an affine module as [in, out], sharing memory."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    # transformers' Conv1D stores [in, out], nn.Linear [out, in].
-    return weight if module.__class__.__name__ == "Conv1D" else weight.T
-
-
-def bias_of(module: nn.Module) -> Tensor | None:
-    """The bias of an affine module or norm, if it has one."""
-    return getattr(module, "bias", None)
+def _shares(view: Tensor, stored: Tensor) -> bool:
+    """Whether a weight is a view of what a module keeps."""
+    return view.untyped_storage().data_ptr() == stored.untyped_storage().data_ptr()
 
 
 def position_rows(module: Any) -> Tensor:
@@ -106,8 +110,11 @@ class Parameters:
         self._heads: dict[int, Heads] = {}
 
     def module(self, path: str) -> Any:
-        """A module of the HF model by its path, with parameters that are whole wherever their values are (`whole`)."""
-        module = self.hf_model.get_submodule(path)
+        """A module of the HF model by its path, with parameters that are whole wherever their values are (`whole`).
+
+        Where peft has put a copy in its place, that one.
+        """
+        module = inside(self.hf_model.get_submodule(path))
         return stand_in(module) if is_spread(self.hf_model) else module
 
     def branch(self, branch: str, layer: int = 0) -> Branch:
@@ -121,10 +128,11 @@ class Parameters:
 
     def shapes(self, branch: str, layer: int = 0) -> dict[str, Tensor]:
         """The weights of a branch, of which nothing is to be looked at but names and shapes."""
-        if not is_spread(self.hf_model):
-            return self._branch(branch, layer).weights
-        with reading(shapes_only=True):
-            return self._branch(branch, layer).weights
+        with outlined():
+            if not is_spread(self.hf_model):
+                return self._branch(branch, layer).weights
+            with reading(shapes_only=True):
+                return self._branch(branch, layer).weights
 
     @staticmethod
     def _note_copies(out: Branch, now: Reading) -> None:
@@ -185,28 +193,31 @@ class Parameters:
 
     def _bias(self, out: Branch, name: str, module: nn.Module, shape: Any) -> None:
         """Add the bias of a module in its shape; zeros where there is none."""
-        bias = bias_of(module)
+        bias = bias_of(module, self.cfg.dtype)
         if bias is not None:
             out.weights[name] = bias if bias.shape == shape else bias.unflatten(0, shape)
             return
-        like: Tensor | None = getattr(module, "weight", None)
-        device = device_of(self.hf_model) if like is None else like.device
+        like = getattr(module, "weight", None)
+        device = like.device if isinstance(like, Tensor) else device_of(self.hf_model)
         out.weights[name] = torch.zeros(shape, dtype=self.cfg.dtype, device=device)
         out.made[name] = f"{type(self.hf_model).__name__} has no such parameter"
 
     # --- branches -----------------------------------------------------------------------------------------------------
 
     def _embed(self) -> Branch:
-        arch, out = self.architecture, Branch({}, {}, {})
+        arch, out = self.architecture, Branch.empty()
         embed = self.module(arch.embed)
         scale = factor_of(self.hf_model, arch.embed_factor, arch.embed_factor_power)
         scale = factor_of(embed, arch.embed_scale) if arch.embed_scale else scale
-        out.weights["W_E"] = embed.weight if scale is None else embed.weight * scale
+        found = computed(embed, self.cfg.dtype)
+        rows = stored_in(embed) if found is None else found.weight
+        out.weights["W_E"] = rows if scale is None else rows * scale
         if scale is not None:
             out.made["W_E"] = f"{type(self.hf_model).__name__} multiplies its embedding by {_shown(scale)}"
-            out.sources["W_E"] = embed.weight
+            self._comes_from(out, "W_E", embed)
         if arch.project_in is not None:
-            self._map(out, "W_E", embed.weight, arch.project_in, out.weights["W_E"] @ self._matrix(arch.project_in))
+            self._map(out, "W_E", embed, arch.project_in, out.weights["W_E"] @ self._matrix(arch.project_in))
+        self._note(out, embed, "W_E")
         if arch.embed_norm is not None:
             self._norm(out, "ln", arch.embed_norm)
         if arch.pos_embed is not None:
@@ -215,13 +226,31 @@ class Parameters:
         return out
 
     def _matrix(self, path: str) -> Tensor:
-        return matrix(self.module(path))
+        return matrix(self.module(path), self.cfg.dtype)
 
-    def _map(self, out: Branch, name: str, stored: Tensor, path: str, product: Tensor) -> None:
+    def _map(self, out: Branch, name: str, module: nn.Module, path: str, product: Tensor) -> None:
         """Add a weight with the linear map at ``path`` worked in."""
         out.weights[name] = product
         out.made[name] = f"{type(self.hf_model).__name__} stores two matrices whose product it is"
-        out.sources.update({name: stored, f"{name}, map": self.module(path).weight})
+        self._comes_from(out, name, module)
+        self._comes_from(out, f"{name}, map", self.module(path))
+
+    def _comes_from(self, out: Branch, name: str, module: nn.Module) -> None:
+        """Say what a weight is computed from: what a module keeps."""
+        found = computed(module, self.cfg.dtype)
+        if found is None:
+            out.sources[name] = stored_in(module)
+        else:
+            out.sources.update((f"{name}, {number}", source) for number, source in enumerate(found.sources))
+            out.state[name] = found.state
+
+    def _note(self, out: Branch, module: nn.Module, *names: str) -> None:
+        """Say of the weights that come from a module that they are computed, if it keeps no matrix."""
+        found = computed(module, self.cfg.dtype)
+        for name in names if found is not None else ():
+            if found is not None and (found.made_bias or not name.startswith("b_")) and name in out.weights:
+                out.made.setdefault(name, found.why)
+                self._comes_from(out, name, module)
 
     @property
     def grouped(self) -> bool:
@@ -246,15 +275,15 @@ class Parameters:
             key_values = self._width(layer, "k") // size
         elif block.qkv is None and getattr(attention, "num_key_value_groups", None):
             key_values = queries // attention.num_key_value_groups
-        value_size = size if block.o is None else self._affine_shape(layer, "o")[0]
+        value_size = size if block.o is None else self._widths(layer, "o")[0]
         return Heads(queries, key_values, size, size if block.o is None else value_size // queries)
 
     def _width(self, layer: int, role: str) -> int:
-        return self._affine_shape(layer, role)[-1]
+        return self._widths(layer, role)[1]
 
-    def _affine_shape(self, layer: int, role: str) -> torch.Size:
-        """The shape of a role's matrix, [in, out], which needs no values."""
-        return matrix(self.hf_model.get_submodule(self.architecture.in_layer(layer, role))).shape
+    def _widths(self, layer: int, role: str) -> tuple[int, int]:
+        """The sizes of what a role's layer is given and gives, which need no values."""
+        return widths(self.hf_model.get_submodule(self.architecture.in_layer(layer, role)))
 
     def projection(self, layer: int, letter: str) -> tuple[Tensor, Tensor | None]:
         """(``[d_model, head, d_head]``, ``[head, d_head]`` or None) of a "Q", "K" or "V" projection, as views.
@@ -263,12 +292,17 @@ class Parameters:
         """
         fused = self.architecture.blocks[layer].qkv is not None
         module = self.module(self.architecture.in_layer(layer, "qkv" if fused else letter.lower()))
-        bias = bias_of(module)
-        weight = self.slice(matrix(module), letter, layer)
+        bias = bias_of(module, self.cfg.dtype)
+        weight = self.slice(matrix(module, self.cfg.dtype), letter, layer)
         before, behind = self._factors(layer, letter.lower())
         weight = weight if before is None else weight * before
         offset = None if bias is None else self.slice(bias, letter, layer)
         return (weight, offset) if behind is None else (weight * behind, None if offset is None else offset * behind)
+
+    def computed_projection(self, layer: int, letter: str) -> Computed | None:
+        """What the layer of a "Q", "K" or "V" projection multiplies with, if that has to be computed."""
+        role = "qkv" if self.architecture.blocks[layer].qkv is not None else letter.lower()
+        return computed(self.module(self.architecture.in_layer(layer, role)), self.cfg.dtype)
 
     def _factors(self, layer: int, role: str) -> tuple[Any, Any]:
         """What stands before and behind the module in a role; None where nothing does."""
@@ -297,7 +331,7 @@ class Parameters:
         return torch.cat(split, dim=-1).flatten(-2)
 
     def _attention(self, layer: int) -> Branch:
-        arch, block, out = self.architecture, self.architecture.blocks[layer], Branch({}, {}, {})
+        arch, block, out = self.architecture, self.architecture.blocks[layer], Branch.empty()
         if block.ln1 is not None:
             self._norm(out, "ln", arch.in_layer(layer, "ln1"))
         if block.ln1_post is not None:
@@ -309,12 +343,13 @@ class Parameters:
             self._projection(out, layer, letter)
         if block.o is not None:
             o, heads = self.module(arch.in_layer(layer, "o")), self.heads(layer)
-            out.weights["W_O"] = matrix(o).unflatten(0, (heads.queries, heads.value_size))
+            out.weights["W_O"] = matrix(o, self.cfg.dtype).unflatten(0, (heads.queries, heads.value_size))
             bias = factor_of(self.module(arch.layer(layer)), block.o_bias)
             if bias is None:
                 self._bias(out, "b_O", o, (self.cfg.d_model,))
             else:
                 out.weights["b_O"] = bias
+            self._note(out, o, "W_O", "b_O")
         in_order = {name: out.weights.pop(name) for name in ATTENTION if name in out.weights}
         out.weights.update(in_order)
         if block.sinks is not None:
@@ -330,24 +365,26 @@ class Parameters:
         out.weights[f"W_{letter}"] = weight.movedim(0, 1)
         fused = self.architecture.blocks[layer].qkv is not None
         module = self.module(self.architecture.in_layer(layer, "qkv" if fused else letter.lower()))
-        stored: Tensor = module.weight
-        if weight.untyped_storage().data_ptr() != stored.untyped_storage().data_ptr():
-            self._made_of(out, f"W_{letter}", stored)
+        self._note(out, module, f"W_{letter}")
+        if f"W_{letter}" not in out.made and not _shares(weight, stored_in(module)):
+            self._made_of(out, f"W_{letter}", stored_in(module))
         if bias is None:
             shape = weight.shape[1:]
             out.weights[f"b_{letter}"] = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
             out.made[f"b_{letter}"] = f"{type(self.hf_model).__name__} has no such parameter"
             return
         out.weights[f"b_{letter}"] = bias
-        if bias.untyped_storage().data_ptr() != module.bias.untyped_storage().data_ptr():
-            self._made_of(out, f"b_{letter}", module.bias)
+        self._note(out, module, f"b_{letter}")
+        stored = bias_of(module)
+        if stored is not None and f"b_{letter}" not in out.made and not _shares(bias, stored):
+            self._made_of(out, f"b_{letter}", stored)
 
     def _made_of(self, out: Branch, name: str, stored: Tensor) -> None:
         out.made[name] = f"{type(self.hf_model).__name__} stores it in pieces, or without a factor"
         out.sources[name] = stored
 
     def _mlp(self, layer: int) -> Branch:
-        arch, block, cfg, out = self.architecture, self.architecture.blocks[layer], self.cfg, Branch({}, {}, {})
+        arch, block, cfg, out = self.architecture, self.architecture.blocks[layer], self.cfg, Branch.empty()
         if block.ln2 is not None:
             self._norm(out, "ln", arch.in_layer(layer, "ln2"))
         if block.ln2_post is not None:
@@ -360,18 +397,22 @@ class Parameters:
         out_of = self.module(arch.in_layer(layer, "mlp_out"))
         into = self.module(arch.in_layer(layer, "mlp_in"))
         if block.gate_up:
-            out.weights["W_gate"], out.weights["W_in"] = matrix(into).chunk(2, dim=-1)
-            if bias_of(into) is not None:
-                out.weights["b_gate"], out.weights["b_in"] = into.bias.chunk(2)
+            out.weights["W_gate"], out.weights["W_in"] = matrix(into, cfg.dtype).chunk(2, dim=-1)
+            both = bias_of(into, cfg.dtype)
+            if both is not None:
+                out.weights["b_gate"], out.weights["b_in"] = both.chunk(2)
+            self._note(out, into, "W_gate", "W_in", "b_gate", "b_in")
         else:
-            out.weights["W_in"] = matrix(into)
+            out.weights["W_in"] = matrix(into, cfg.dtype)
             if block.gate is not None:
                 self._gate(out, layer)
                 self._scale(out, layer, "gate", ("W_gate", "b_gate"))
         if "b_in" not in out.weights:
             self._bias(out, "b_in", into, out.weights["W_in"].shape[-1:])
-        out.weights["W_out"] = matrix(out_of)
+        self._note(out, into, "W_in", "b_in")
+        out.weights["W_out"] = matrix(out_of, cfg.dtype)
         self._bias(out, "b_out", out_of, (cfg.d_model,))
+        self._note(out, out_of, "W_out", "b_out")
         self._scale(out, layer, "mlp_out", ("W_out", "b_out"))
         if block.neuron_norm is not None:
             self._norm(out, "neurons", arch.in_layer(layer, "neuron_norm"))
@@ -382,17 +423,20 @@ class Parameters:
     def _gate(self, out: Branch, layer: int) -> None:
         """Add the weight of the gate, and its bias if it has one or a norm's may be folded into it."""
         block, gate = self.architecture.blocks[layer], self.module(self.architecture.in_layer(layer, "gate"))
-        out.weights["W_gate"] = matrix(gate)
+        out.weights["W_gate"] = matrix(gate, self.cfg.dtype)
         norm = None if block.ln2 is None else self.module(self.architecture.in_layer(layer, "ln2"))
         if bias_of(gate) is not None or (norm is not None and bias_of(norm) is not None):
             self._bias(out, "b_gate", gate, out.weights["W_gate"].shape[-1:])
+        self._note(out, gate, "W_gate", "b_gate")
 
     def _scale(self, out: Branch, layer: int, role: str, names: tuple[str, ...]) -> None:
         """Work the factor behind the module in a role into its weights."""
         factor = self._factors(layer, role)[1]
         for name in names if factor is not None else ():
-            if name in out.weights and name not in out.made:
-                out.sources[name], out.weights[name] = out.weights[name], out.weights[name] * factor
+            if name in out.weights and (name not in out.made or name in out.state):
+                if name not in out.state:
+                    out.sources[name] = out.weights[name]
+                out.weights[name] = out.weights[name] * factor
                 out.made[name] = f"{type(self.hf_model).__name__} multiplies what it gives by {_shown(factor)}"
 
     def _activation(self, out: Branch, module: nn.Module) -> None:
@@ -404,7 +448,7 @@ class Parameters:
             out.made[f"act_fn.{name}"] = f"{module.__class__.__name__} has it as a constant"
 
     def _expert(self, layer: int, expert: int) -> Branch:
-        arch, out = self.architecture, Branch({}, {}, {})
+        arch, out = self.architecture, Branch.empty()
         block = arch.blocks[layer]
         before = block.ln2 if block.beside is None else block.beside.reads
         if before is not None:
@@ -425,16 +469,18 @@ class Parameters:
             out.made[f"{name}.bias"] = f"{type(self.hf_model).__name__} has no such parameter"
 
     def _unembed(self) -> Branch:
-        out = Branch({}, {}, {})
+        out = Branch.empty()
         arch, head = self.architecture, self.module(self.architecture.unembed)
         if arch.ln_final is not None:
             self._norm(out, "ln" if arch.head is None else "apart", arch.ln_final)
-        out.weights["W_U"] = matrix(head)
+        out.weights["W_U"] = matrix(head, self.cfg.dtype)
         divisor = factor_of(self.hf_model, arch.unembed_divisor)
         if divisor is not None:
-            out.weights["W_U"], out.sources["W_U"] = matrix(head) / divisor, head.weight
+            out.weights["W_U"] = out.weights["W_U"] / divisor
+            self._comes_from(out, "W_U", head)
             out.made["W_U"] = f"{type(self.hf_model).__name__} divides by {float(divisor):g} before it"
         if arch.project_out is not None:
-            self._map(out, "W_U", head.weight, arch.project_out, self._matrix(arch.project_out) @ matrix(head))
+            self._map(out, "W_U", head, arch.project_out, self._matrix(arch.project_out) @ out.weights["W_U"])
         self._bias(out, "b_U", head, (self.cfg.d_vocab_out,))
+        self._note(out, head, "W_U", "b_U")
         return out

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .errors import UnsupportedModelError
 from .utilities.devices import move_to_and_update_config
 from .whole import home_of, is_shared_out, refuse_to_move
 
@@ -43,11 +44,25 @@ class PlacementMethods(nn.Module):
         """Move or cast the HF model, and note it in ``cfg``.
 
         Raises:
-            UnsupportedModelError: accelerate keeps its parameters outside of it, or it is on several devices (or
-                processes) and is to be moved.
+            UnsupportedModelError: (a ValueError) accelerate keeps its parameters outside of it, or it is on several
+                devices (or processes) and is to be moved; casting a model with quantised layers.
         """
         refuse_to_move(self.hf_model, None if isinstance(device_or_dtype, torch.dtype) else device_or_dtype)
+        if getattr(self.hf_model, "quantization_method", None) is not None:
+            return self._to_quantised(device_or_dtype, print_details)
         return move_to_and_update_config(self, device_or_dtype, print_details)
+
+    def _to_quantised(self, device_or_dtype: Any, print_details: bool) -> Any:
+        """Move a model by its own method: layers of some libraries keep more than parameters and buffers."""
+        if isinstance(device_or_dtype, torch.dtype):
+            raise UnsupportedModelError(
+                f"a quantised model cannot be cast to {device_or_dtype}: load it with dtype={device_or_dtype}"
+            )
+        self.hf_model.to(device_or_dtype)
+        self.cfg.device = str(torch.device(device_or_dtype))
+        if print_details:
+            print("Moving model to device: ", self.cfg.device)
+        return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # .cuda(), .half() and the like arrive here.

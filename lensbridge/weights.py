@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .affine import computed, stored_in
 from .architectures import Architecture
+from .computed import outlined
 from .errors import ReadOnlyWeightError, UnknownPointError, near_misses
-from .parameters import Parameters
+from .parameters import Branch, Parameters
 from .processing import (
     Processing,
     Weights,
@@ -188,32 +190,43 @@ class WeightViews:
                 f"{name!r} is folded into the weights that read it (fold_ln); "
                 "load with fold_ln=False, or with from_pretrained_no_processing, to have it by itself"
             )
-        raw, made, _ = self.parameters.branch(branch, layer)
         if not self.processing.any:
+            raw, made, *_ = self.parameters.branch(branch, layer)
             if short in made:
                 return read_only(raw[short], f"{name!r} is no parameter of the model: {made[short]}")
             weight = raw[short]
             return weight if isinstance(weight, nn.Parameter) else weight.as_subclass(SharedWeight)
         why = f"{name!r} is computed from the model's parameters by weight processing"
         kept = self.branch(branch, layer)[short]
-        if torch.is_grad_enabled() and any(t.requires_grad for t in raw.values()):
+        if torch.is_grad_enabled() and self._trained(branch, layer):
+            raw = self.raw_branch(branch, layer)
             kept = _Derived.apply(kept, short, _processor(branch), self.processing, tuple(raw), *raw.values())
         return read_only(kept.view_as(kept), why)
 
     def branch(self, branch: str, layer: int = 0) -> Weights:
         """The processed weights of a branch without graph, kept until a parameter changes; not to be edited."""
-        raw, made, sources = self.parameters.branch(branch, layer)
-        stored = [*sources.values(), *(w for short, w in raw.items() if short not in made)]
-        owners = {id(owner): owner for owner in map(_owner, stored)}
-        state = (self.processing, tuple(_fingerprint(owner) for owner in owners.values()))
+        outline = self._outline(branch, layer)
+        owners = {id(owner): owner for owner in map(_owner, _stored(outline))}
+        prints = tuple(fingerprint(owner) for owner in owners.values())
+        state = (self.processing, prints, tuple(outline.state.items()))
         kept = self._kept.get((branch, layer))
         if kept is None or kept[0] != (state, _versions(kept[1])):
             # Whatever mode the caller is in, what is kept has to serve a later call that needs gradients.
             with torch.inference_mode(False), torch.no_grad():
-                detached = {short: weight.detach() for short, weight in raw.items()}
+                detached = {short: weight.detach() for short, weight in self.raw_branch(branch, layer).items()}
                 processed = _process(_processor(branch), detached, self.processing)
             kept = self._kept[(branch, layer)] = ((state, _versions(processed)), processed)
         return kept[1]
+
+    def _outline(self, branch: str, layer: int) -> Branch:
+        """A branch without the matrices that would have to be computed: of these, the shapes."""
+        with outlined():
+            return self.parameters.branch(branch, layer)
+
+    def _trained(self, branch: str, layer: int) -> bool:
+        """Whether gradients go to something that a branch's weights are made of."""
+        outline = self._outline(branch, layer)
+        return any(tensor.requires_grad for tensor in (*outline.weights.values(), *outline.sources.values()))
 
     def attention_output(self, layer: int) -> Weights:
         """``W_O`` and ``b_O`` of one layer as plain tensors, on the graph."""
@@ -233,7 +246,7 @@ class WeightViews:
         """
         self.check(name, value)
         branch, layer, short = self._locate(name)
-        weights, made, _ = self.parameters.branch(branch, layer)
+        weights, made, *_ = self._outline(branch, layer)
         if short not in made:
             with torch.no_grad():
                 weights[short].copy_(value)
@@ -257,8 +270,8 @@ class WeightViews:
             raise TypeError(f"{name!r} is set to a tensor of its shape {shape}, not to a {type(value).__name__}")
         if value.shape != shape:
             raise ValueError(f"{name!r} has shape {shape}, got {tuple(value.shape)}")
-        weights, made, _ = self.parameters.branch(branch, layer)
-        if short in made and not torch.equal(value, weights[short].to(value)):
+        made = self._outline(branch, layer).made
+        if short in made and not torch.equal(value, self.raw_branch(branch, layer)[short].to(value)):
             raise ReadOnlyWeightError(f"{name!r} cannot be set: {made[short]}, so it stays as it is")
 
     def shape(self, name: str) -> torch.Size:
@@ -270,9 +283,12 @@ class WeightViews:
     def tied(self) -> bool:
         """Whether the unembedding is the embedding's own parameter."""
         embed, head = map(self.hf_model.get_submodule, (self.architecture.embed, self.architecture.unembed))
-        if is_offloaded(self.hf_model) and (embed.weight.is_meta or head.weight.is_meta):
+        if computed(embed) is not None or computed(head) is not None:
+            return False
+        stored = stored_in(embed), stored_in(head)
+        if is_offloaded(self.hf_model) and any(weight.is_meta for weight in stored):
             return bool(getattr(self.hf_model.config, "tie_word_embeddings", False))
-        return embed.weight is head.weight
+        return stored[0] is stored[1]
 
 
 def _owner(weight: Tensor) -> Tensor:
@@ -280,9 +296,17 @@ def _owner(weight: Tensor) -> Tensor:
     return weight if weight._base is None or hasattr(weight, "stands_for") else weight._base
 
 
-def _fingerprint(parameter: Tensor) -> tuple:
+def _stored(branch: Branch) -> list[Tensor]:
+    """What a branch's weights are, or are computed from."""
+    return [*branch.sources.values(), *(w for short, w in branch.weights.items() if short not in branch.made)]
+
+
+def fingerprint(parameter: Tensor) -> tuple:
     """Something that changes when the parameter does: place, version, and a weighted sum over a sample of it."""
     size = parameter.numel()
+    if not size or not parameter.dim():
+        value = float(parameter) if size else 0.0
+        return parameter.data_ptr(), _version(parameter), value, parameter.device, parameter.dtype
     step = max(1, size // _SAMPLE)
     # A step that shared a factor with the row length would leave out whole columns.
     while math.gcd(step, parameter.shape[-1]) > 1:

@@ -255,19 +255,19 @@ def test_an_optimizer_step_is_followed(hf: Any, lens: Any, tokens: Tensor) -> No
 
 @pytest.mark.parametrize("shape", [(768, 768), (768, 2304), (1024, 300)])
 def test_an_edit_of_a_large_parameter_is_noticed_in_any_row_and_column(shape: tuple[int, int]) -> None:
-    from lensbridge.weights import _fingerprint
+    from lensbridge.weights import fingerprint
 
     parameter = nn.Parameter(torch.randn(shape))
-    known = _fingerprint(parameter)
-    assert _fingerprint(parameter) == known
+    known = fingerprint(parameter)
+    assert fingerprint(parameter) == known
     for axis in (0, 1):
         for index in range(0, shape[axis], 13):
             line = parameter.data.select(axis, index)
             before = line.clone()
             line.zero_()
-            assert _fingerprint(parameter) != known, (axis, index)
+            assert fingerprint(parameter) != known, (axis, index)
             line.copy_(before)
-    assert _fingerprint(parameter) == known
+    assert fingerprint(parameter) == known
 
 
 def test_unchanged_weights_are_computed_once(lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:

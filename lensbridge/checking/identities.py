@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..parameters import bias_of
+from ..affine import bias_of
 from .attention_identities import attention_identities
 from .mlp_identities import mlp_identities
 from .norm_identities import norm_identities

@@ -15,6 +15,7 @@ import torch
 from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor, nn
 
+from ..affine import widths
 from ..architectures import Architecture
 from ..architectures.record import Softmax
 from ..basis import Basis, Stream
@@ -221,7 +222,7 @@ class Engine:
     def _stand_in(self, request: Request, residual: Tensor) -> None:
         """Start from some embeddings: the residual comes in behind them, and some models add to these in place."""
         if "inputs_embeds" in request.inputs:
-            width = self.hf_model.get_submodule(self.architecture.embed).weight.shape[1]
+            width = widths(self.hf_model.get_submodule(self.architecture.embed))[0]
             request.inputs["inputs_embeds"] = residual.new_zeros(*residual.shape[:-1], width)
 
     @property

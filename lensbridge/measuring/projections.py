@@ -9,8 +9,8 @@ from itertools import permutations
 import torch
 from torch import Tensor, nn
 
+from ..affine import bias_of, matrix
 from ..architectures.record import Layout
-from ..parameters import bias_of, matrix
 from .flow import Held
 from .norms import CLOSE
 from .recording import Call, Value
