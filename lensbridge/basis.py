@@ -24,6 +24,7 @@ from torch import Tensor
 from .affine import bias_of
 from .computed import Computed, outlined
 from .processing import ATTENTION_READERS, Processing, center, fold_norm_into
+from .value_views import ValueViews
 from .weights import WeightViews, fingerprint
 from .whole import device_of
 
@@ -84,6 +85,12 @@ class Basis:
         self.weights = weights
         self._maps: dict[int, tuple[dict[str, Tensor], HeadMaps, HeadMaps]] = {}
         self._value_biases: dict[int, tuple[Any, Tensor]] = {}
+        self._value_views: dict[int, ValueViews | None] = {}
+        self._paths: dict[int, tuple[str, str]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy carries along: no views of another model's parameters."""
+        return self.__dict__ | {"_value_views": {}}
 
     @property
     def processing(self) -> Processing:
@@ -120,6 +127,9 @@ class Basis:
         """
         if not self.processing.moves_value_bias:
             return None
+        known = self._found_before(layer)
+        if known is not None:
+            return known
         with outlined():
             weight, bias = self.weights.parameters.projection(layer, "V")
         if not self.processing.fold_ln or not self.weights.architecture.blocks[layer].folds_ln1:
@@ -128,7 +138,29 @@ class Basis:
         if norm_bias is None:
             return bias
         found = self.weights.parameters.computed_projection(layer, "V")
-        return _normed_bias(weight, bias, norm_bias) if found is None else self._of_computed(layer, found, norm_bias)
+        if found is not None:
+            return self._of_computed(layer, found, norm_bias)
+        if not torch.is_grad_enabled():
+            projection, norm = (self.weights.module(path) for path in self._around_values(layer))
+            self._value_views[layer] = ValueViews.of(projection, norm, weight, bias)
+        return _normed_bias(weight, bias, norm_bias)
+
+    def _found_before(self, layer: int) -> Tensor | None:
+        """`value_bias` by views that an earlier run has found, off the graph."""
+        views = self._value_views.get(layer)
+        if views is None or torch.is_grad_enabled() or not self.processing.fold_ln:
+            return None
+        projection, norm = (self.weights.module(path) for path in self._around_values(layer))
+        return views.added(projection, norm)
+
+    def _around_values(self, layer: int) -> tuple[str, str]:
+        """The paths of the projection with the values and of the norm before it."""
+        paths = self._paths.get(layer)
+        if paths is None:
+            arch = self.weights.architecture
+            role = "v" if arch.blocks[layer].qkv is None else "qkv"
+            paths = self._paths[layer] = arch.in_layer(layer, role), arch.in_layer(layer, "ln1")
+        return paths
 
     def _of_computed(self, layer: int, found: Computed, norm_bias: Tensor) -> Tensor:
         """`value_bias` where the matrix of the values is computed, which is done anew when something has changed."""

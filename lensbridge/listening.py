@@ -64,7 +64,11 @@ class ListeningMethods(HookedRootModule):
         # A module that is put in a component's place takes part in the next run, set up or not.
         if isinstance(value, nn.Module) and name in self.__dict__.get("_modules", ()):
             self.interior.rearranged = True
-        super().__setattr__(name, value)
+        if name in self.__dict__ and isinstance(value, bool | int | None):
+            # Past nn.Module's own, which looks for parameters and modules: every run sets a few.
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def _closest(self, name: str) -> str:
         number = re.match(r"blocks\.(-?\d+)\.", name)

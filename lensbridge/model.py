@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -354,7 +354,7 @@ class HookedTransformer(
         attached = fwd_hooks if all_of_them else [pair for pair in fwd_hooks if pair[0] in self._foreign]
         names = frozenset(name for name, _ in fwd_hooks) if len(attached) < len(fwd_hooks) else frozenset()
         before = self._recording
-        with self.hooks(attached, bwd_hooks, reset_hooks_end, clear_contexts):
+        with self.hooks(attached, bwd_hooks, reset_hooks_end, clear_contexts) if attached else nullcontext():
             if names:
                 hook = fwd_hooks[0][1]
                 self._recording = _Recording(names, hook.keep, hook.keep_later)
@@ -362,6 +362,10 @@ class HookedTransformer(
                 yield
             finally:
                 self._recording = before
+                if not attached:
+                    self.is_caching = False
+                    if clear_contexts:
+                        self.clear_contexts()
 
     # --- hook points --------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@ Those are *made* here, and say so, because an edit of them could not reach the m
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from functools import cached_property
+from collections.abc import Callable, Hashable
+from functools import cached_property, partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from .architectures import Architecture
 from .architectures.block import Factor
 from .computed import Computed, outlined
 from .experts import Experts
+from .slices import by_head, grouped
 from .whole import Reading, device_of, is_spread, reading, stand_in, why_a_copy
 
 ATTENTION = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
@@ -312,16 +313,21 @@ class Parameters:
 
     def slice(self, whole: Tensor, letter: str, layer: int) -> Tensor:
         """The part of "Q", "K" or "V" in the last axis of the projection that holds it, ``[..., head, d_head]``."""
+        return self.slicer(letter, layer)(whole)
+
+    def slicer(self, letter: str, layer: int) -> Callable[[Tensor], Tensor]:
+        """`slice` as a function of the whole, which knows nothing of the model."""
         block, heads = self.architecture.blocks[layer], self.heads(layer)
         if block.qkv is None:
-            part = whole.unflatten(-1, (heads.of(letter), -1))
-            return part[..., : heads.size] if letter == "Q" and block.q_gate else part
+            gated = letter == "Q" and block.q_gate
+            return partial(by_head, heads=heads.of(letter), size=heads.size if gated else None)
         blocks = block.qkv_layout.count(heads.key_values)
-        shares = {each.upper(): heads.of(each.upper()) // blocks for each in block.qkv_layout.order}
-        before = list(shares)[: list(shares).index(letter)]
-        start = sum(shares[each] for each in before) * heads.size
-        part = whole.unflatten(-1, (blocks, -1)).narrow(-1, start, shares[letter] * heads.size)
-        return part.unflatten(-1, (shares[letter], heads.size)).flatten(-3, -2)
+        start = 0
+        for each in block.qkv_layout.order:
+            if each.upper() == letter:
+                break
+            start += heads.of(each.upper()) // blocks * heads.size
+        return partial(grouped, blocks=blocks, start=start, share=heads.of(letter) // blocks, size=heads.size)
 
     def join(self, parts: list[Tensor], layer: int) -> Tensor:
         """The fused projection's output of which `slice` makes these parts of "Q", "K" and "V"."""

@@ -16,8 +16,8 @@ import lensbridge.engine.run
 from lensbridge import points
 from lensbridge.architectures import BY_CLASS
 from lensbridge.architectures.record import Softmax
+from lensbridge.engine import stepping
 from lensbridge.engine.passage import measure
-from lensbridge.engine.places import Place, SoftmaxPlace, View
 from lensbridge.errors import SourceNotFoundError
 from lensbridge.hook_points import HookPoint
 
@@ -69,7 +69,7 @@ def test_a_run_that_nobody_listens_to_is_no_trace(
 ) -> None:
     expected = either.run_with_hooks(tokens, fwd_hooks=[("hook_embed", keep)], **arguments)
     plans = either.interior.engine.plans_made
-    monkeypatch.setattr(lensbridge.engine.run, "trace_once", None)
+    monkeypatch.setattr(lensbridge.engine.run, "run_once", None)
     found = either(tokens, **arguments)
     assert found is expected is None or torch.equal(found, expected)
     assert either.interior.engine.plans_made == plans
@@ -79,20 +79,20 @@ def test_a_run_that_nobody_listens_to_is_no_trace(
 
 @pytest.fixture
 def visits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The places that are read from now on."""
+    """What nnsight tells a run that only fills a cache, from now on."""
     found: list[str] = []
-    for cls in (Place, SoftmaxPlace):
-        genuine = cls.read
+    genuine = stepping._Watch.observe_selected
 
-        def read(self: Any, view: View, genuine: Callable = genuine) -> Tensor:
-            found.append(f"{self.path}.{'softmax ' if isinstance(self, SoftmaxPlace) else ''}{self.side}")
-            return genuine(self, view)
+    def observe_selected(self: Any, location: str, value: Any) -> None:
+        found.append(location.removeprefix("model."))
+        genuine(self, location, value)
 
-        monkeypatch.setattr(cls, "read", read)
+    monkeypatch.setattr(stepping._Watch, "observe_selected", observe_selected)
     return found
 
 
 END = "lm_head.output"
+SOFTMAX = "transformer.h.0.attn.source.attention_interface.softmax"
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,22 @@ END = "lm_head.output"
         ("hook_embed", ["transformer.wte.output", END]),
         ("blocks.1.hook_resid_pre", ["transformer.h.1.input", END]),
         ("blocks.0.attn.hook_q", ["transformer.h.0.attn.c_attn.output", END]),
-        ("blocks.0.attn.hook_attn_scores", ["transformer.h.0.attn.softmax input", END]),
+        ("blocks.0.attn.hook_attn_scores", [f"{SOFTMAX}.input", END]),
         ("blocks.1.mlp.hook_post", ["transformer.h.1.mlp.c_proj.input", END]),
         ("unembed.hook_out", [END]),
+        # That the one follows from the other has to be seen.
+        (
+            ["blocks.0.attn.hook_attn_scores", "blocks.0.attn.hook_pattern"],
+            [f"{SOFTMAX}.input", f"{SOFTMAX}.output", END],
+        ),
+        (
+            ["blocks.1.mlp.hook_pre", "blocks.1.mlp.hook_post"],
+            [f"transformer.h.1.mlp.{at}" for at in ("c_fc.output", "act.input", "act.output", "c_proj.input")] + [END],
+        ),
     ],
 )
 def test_a_cache_reads_the_places_of_its_points_only(
-    raw: Any, tokens: Tensor, visits: list[str], name: str, places: list[str]
+    raw: Any, tokens: Tensor, visits: list[str], name: str | list[str], places: list[str]
 ) -> None:
     raw.run_with_cache(tokens, names_filter=name)
     assert visits == places
@@ -166,7 +175,7 @@ def test_measuring_leaves_the_model_and_the_random_state_alone(hf: Any) -> None:
     hf.train()
     state = torch.random.get_rng_state()
     attentions = ["transformer.h.0.attn", "transformer.h.1.attn"]
-    order, overwritten = measure(hf, attentions, {"input_ids": torch.zeros(1, 2).long()})
+    order, overwritten, _ = measure(hf, attentions, {"input_ids": torch.zeros(1, 2).long()})
     assert not overwritten
     assert torch.equal(torch.random.get_rng_state(), state)
     assert hf.training and not any(module._forward_hooks or module._forward_pre_hooks for module in hf.modules())

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lensbridge.later import Later, LaterDict
+from lensbridge.later import Later, LaterDict, Source
 
 
 class Counted:
@@ -180,3 +180,97 @@ def test_a_slice_is_copied_in_other_runs_too(lens: Any, tokens: Tensor) -> None:
     with lens.hooks([("blocks.1.hook_resid_post", lambda value, hook: None)]):
         value = lens.run_with_cache(tokens, names_filter=name)[1][name]
     assert value.untyped_storage().nbytes() == value.nbytes
+
+
+# --- values that follow from others ----------------------------------------------------------------------------------
+
+
+def storages(values: Iterable[Tensor]) -> dict[int, int]:
+    """The memory behind some tensors, once each: where it is and how much."""
+    return {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in values}
+
+
+@pytest.mark.parametrize("which", ["raw", "lens"])
+def test_a_cache_of_everything_holds_little_more_than_half_of_what_it_shows(
+    request: pytest.FixtureRequest, which: str, tokens: Tensor
+) -> None:
+    logits, cache = request.getfixturevalue(which).run_with_cache(tokens)
+    held, without = storages(cache.cache_dict.held()), storages([logits])
+    shown = storages(cache.values())
+    assert held.keys() & without.keys()
+    assert sum(n for at, n in held.items() if at not in without) <= 0.62 * sum(
+        n for at, n in shown.items() if at not in without
+    )
+    # When everything has been looked at, nothing is kept besides.
+    assert storages(cache.cache_dict.held()) == shown
+
+
+def test_what_follows_from_others_is_what_was_there(raw: Any, tokens: Tensor) -> None:
+    everything = raw.run_with_cache(tokens)[1]
+    for name in everything:
+        alone = raw.run_with_cache(tokens, names_filter=name)[1]
+        assert torch.equal(alone[name], everything[name]), name
+
+
+def test_a_stream_that_is_no_sum_is_kept_as_it_is(new_lens: Any, tokens: Tensor) -> None:
+    """Hooks of PyTorch's own on HuggingFace's modules, which no point sees."""
+    raw = new_lens(fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False)
+    block = raw.hf_model.transformer.h[0]
+    seen: dict[str, Tensor] = {}
+
+    def see(name: str) -> Callable[..., None]:
+        return lambda module, args: seen.update({name: args[0].clone()})
+
+    handles = [
+        block.attn.register_forward_hook(lambda module, args, output: (output[0] + 1, *output[1:])),
+        block.mlp.act.register_forward_hook(lambda module, args, output: output + 1),
+        block.ln_2.register_forward_pre_hook(see("blocks.0.hook_resid_mid")),
+        block.mlp.c_proj.register_forward_pre_hook(see("blocks.0.mlp.hook_post")),
+    ]
+    try:
+        cache = raw.run_with_cache(tokens)[1]
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert len(seen) == 2 and all(torch.equal(cache[name], value) for name, value in seen.items())
+
+
+def test_another_function_in_the_mlp_afterwards_changes_no_cache(new_lens: Any, tokens: Tensor) -> None:
+    lens = new_lens()
+    now = lens.run_with_cache(tokens, names_filter="blocks.0.mlp.hook_post")[1]["blocks.0.mlp.hook_post"]
+    cache = lens.run_with_cache(tokens)[1]
+    lens.hf_model.transformer.h[0].mlp.act = torch.nn.ReLU()
+    assert torch.equal(cache["blocks.0.mlp.hook_post"], now)
+
+
+def test_a_look_under_autocast_sees_what_the_run_computed(raw: Any, tokens: Tensor) -> None:
+    now = {name: value.clone() for name, value in raw.run_with_cache(tokens)[1].items()}
+    later = raw.run_with_cache(tokens)[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(torch.equal(later[name], value) for name, value in now.items())
+        mixed = raw.run_with_cache(tokens)[1]
+    alone = {}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for name in ("blocks.1.attn.hook_pattern", "blocks.1.mlp.hook_post", "blocks.1.hook_resid_mid"):
+            alone[name] = raw.run_with_cache(tokens, names_filter=name)[1][name]
+    assert all(torch.equal(mixed[name], value) and mixed[name].dtype == value.dtype for name, value in alone.items())
+
+
+def test_who_takes_out_what_others_wait_for_gets_a_copy() -> None:
+    tensor = torch.ones(3)
+    source = Source(tensor)
+    itself, double = Later(None, source), Later(lambda x: 2 * x, source)
+    taken = itself()
+    taken.zero_()
+    assert taken is not tensor and double().tolist() == [2, 2, 2]
+    # The last one to take it may have it.
+    assert Later(None, source)() is tensor
+
+
+def test_a_sum_is_made_when_it_is_asked_for() -> None:
+    first, second = Source(torch.ones(2)), Source(torch.ones(2))
+    total = Source(None, torch.add, (first, second))
+    value = Later(lambda x: x + 1, total)
+    assert sum(storages(value.tensors()).values()) == 16 and (first.waiting, total.depth) == (1, 1)
+    assert value().tolist() == [3, 3] and first.waiting == 0
+    assert list(value.tensors())[0] is value()

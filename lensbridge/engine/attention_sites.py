@@ -6,16 +6,23 @@ bias that processing moves away has to come back where a pattern was edited: hen
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..basis import Basis, HeadMaps
 from .norm_sites import Norm, fire_norm, keep_norm
-from .places import AnyPlace, ArgumentPlace, Place, ResultPlace
+from .passage import Event
+from .places import AnyPlace, ArgumentPlace, Place, ResultPlace, SoftmaxPlace
 from .sites import Run, Site
 from .squares import SquareForm
 
 LETTERS = ("q", "k", "v")
+#: What makes a pattern of scores, and the same each time.
+SOFTMAXES = (torch.softmax, nn.functional.softmax)
 
 #: (HF -> TransformerLens, TransformerLens -> HF) per head, where the heads are mapped.
 Maps = tuple[HeadMaps, HeadMaps] | None
@@ -174,15 +181,20 @@ class QKVSite(Site):
         if run.basis.head_maps(self.layer) is not None:
             self.visit(run)
             return
-        bias = run.value_bias(self.layer) if "v" in self.letters and run.keeps(self.names[-1]) else None
         alone = not all(run.keeps(name) for name in self.names)
-        for letter, name, part in zip(self.letters, self.names, self._parts(run), strict=True):
+        x, parameters = run.read(self.place), run.basis.weights.parameters
+        x = x.clone() if self.clips else x
+        for letter, name in zip(self.letters, self.names, strict=True):
             if not run.keeps(name):
                 continue
-            if letter == "v" and bias is not None:
-                run.keep(name, part - bias)
+            part = parameters.slicer(letter.upper(), self.layer)
+            bias = run.value_bias(self.layer) if letter == "v" else None
+            if alone:
+                # A slice would keep the whole alive.
+                run.keep(name, _part_of(x, part, bias))
             else:
-                run.keep(name, part.clone() if alone else part)
+                # The bias may be the parameter itself, which training moves on.
+                run.keep_later(name, x, partial(_part_of, part=part, bias=None if bias is None else bias.clone()))
 
     def _project(self, run: Run, letter: str, norm_output: Tensor) -> Tensor:
         weight, bias = run.basis.weights.parameters.projection(self.layer, letter.upper())
@@ -201,6 +213,11 @@ class QKVSite(Site):
             return _moved(part, shown, value, getattr(maps[1], letter))
         bias = run.value_bias(self.layer) if letter == "v" else None
         return value if bias is None else value + bias
+
+
+def _part_of(x: Tensor, part: Callable[[Tensor], Tensor], bias: Tensor | None) -> Tensor:
+    """Queries, keys or values in what a projection returns, as a tensor of their own."""
+    return part(x).clone() if bias is None else part(x) - bias
 
 
 class ArgumentSite(Site):
@@ -246,6 +263,8 @@ class ScoresSite(Site):
         self.place = place
         self.form = form
         self.shifted = shifted
+        if shifted is not None:
+            self.also_reads = (ArgumentPlace(shifted, 1, place.call),)
 
     def visit(self, run: Run) -> None:
         raw, value = self._read(run)
@@ -278,6 +297,7 @@ class PatternSite(Site):
         self.names = (f"blocks.{layer}.attn.hook_pattern",)
         self.place = place
         self.form = scores.form
+        self.scores = scores
         self.after_edits_of = scores.names
 
     def visit(self, run: Run) -> None:
@@ -290,8 +310,24 @@ class PatternSite(Site):
             run.write(self.place, self.form.pattern_to_hf(value, raw))
             run.missing_rows[self.layer] = 1 - value.sum(-1)
 
+    def derives_from(self, wanted: Collection[str], flow: Mapping[Event, int]) -> tuple[AnyPlace, ...]:
+        is_known = isinstance(self.place, SoftmaxPlace) and self.form.plain and self.scores.shifted is None
+        both = all(name in wanted for name in (*self.scores.names, *self.names))
+        return (self.scores.place,) if is_known and both else ()
+
     def record(self, run: Run) -> None:
-        run.keep(self.names[0], self.form.pattern(run.read(self.place), run))
+        if self in run.deriving:
+            operation = run.view.operations[self.place.path]
+            (scores, *rest), options = operation.softmax.inputs
+            source = run.sources[self.scores.names[0]]
+            if operation.called in SOFTMAXES and source.is_of(scores):
+                run.keep_made(self.names[0], partial(_softmax, operation.called, tuple(rest), dict(options)), source)
+                return
+        run.keep_later(self.names[0], self.form.pattern(run.read(self.place), run))
+
+
+def _softmax(function: Callable[..., Tensor], rest: tuple, options: dict[str, Any], scores: Tensor) -> Tensor:
+    return function(scores, *rest, **options)
 
 
 class SharedPatternSite(PatternSite):
@@ -299,10 +335,13 @@ class SharedPatternSite(PatternSite):
 
     def __init__(self, layer: int, place: AnyPlace, scores: ScoresSite) -> None:
         super().__init__(layer, place, scores)
-        self.scores = scores.place
+        self.also_reads = (scores.place,)
+
+    def derives_from(self, wanted: Collection[str], flow: Mapping[Event, int]) -> tuple[AnyPlace, ...]:
+        return ()
 
     def visit(self, run: Run) -> None:
-        share, raw = self.form.share(run.read(self.scores), run), run.read(self.place)
+        share, raw = self.form.share(run.read(self.scores.place), run), run.read(self.place)
         edited = self.layer in run.edited_scores
         if edited:
             raw = torch.where(raw.isnan(), torch.zeros_like(raw), raw)
@@ -320,7 +359,7 @@ class SharedPatternSite(PatternSite):
         run.write(self.place, whole)
 
     def record(self, run: Run) -> None:
-        share = self.form.share(run.read(self.scores), run)
+        share = self.form.share(run.read(self.scores.place), run)
         run.keep(self.names[0], run.read(self.place) * share)
 
 
@@ -355,12 +394,8 @@ class ZSite(Site):
             self.visit(run)
             return
         heads, bias = self._heads(run), self._bias(run)
-        if bias is None:
-            run.keep(self.z, heads)
-        else:
-            # The bias may be the parameter itself, which training moves on.
-            bias = bias.clone()
-            run.keep_later(self.z, heads, lambda z: z - bias)
+        # The bias may be the parameter itself, which training moves on.
+        run.keep_later(self.z, heads, None if bias is None else partial(torch.sub, other=bias.clone()))
 
     def _heads(self, run: Run) -> Tensor:
         return run.read(self.place).unflatten(-1, (run.basis.weights.parameters.heads(self.layer).queries, -1))

@@ -47,16 +47,16 @@ class Request:
 
 
 def trace_once(view: View, run: Run, plan: Plan, request: Request) -> Tensor | None:
-    """The one trace of a run. Its body must stay free of ``self``: what a body reads is what travels."""
+    """A pass of a run as a trace that can travel. Its body must stay free of ``self``: what it reads is what does."""
     model, inputs, stops = view.nnsight, request.inputs, not request.span.unembeds
     with model.trace(**inputs) as tracer:
-        output = nnsight.save(_walk(view, run, plan, request))
+        output = nnsight.save(walk(view, run, plan, request))
         if stops:
             tracer.stop()
     return output
 
 
-def _walk(view: View, run: Run, plan: Plan, request: Request) -> Tensor | None:
+def walk(view: View, run: Run, plan: Plan, request: Request) -> Tensor | None:
     """Visit the sites in order, then read what the run is for."""
     span, ends = request.span, plan.ends
     assert ends is not None

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..architectures import Architecture
 from ..architectures.block import Factor
+from .activation_sites import ActivationSite
 from .attention_sites import (
     ArgumentSite,
     AttentionInputSite,
@@ -359,13 +360,18 @@ class _BlockLayout:
         """The MLP's activations."""
         block, pre, linear = self.block, f"{self.prefix}.mlp.hook_pre", f"{self.prefix}.mlp.hook_pre_linear"
         sites: list[Site]
+        last = Place(self.path("mlp_out"), "input", block.flat_mlp)
+        name = f"{self.prefix}.mlp.hook_post"
+        post = PlainSite(name, last)
         if block.gate_up:
             sites = [GateUpSite((pre, linear), self.place("mlp_in", "output"))]
         elif block.gate is not None:
-            sites = [PlainSite(pre, self.scaled("gate")), PlainSite(linear, self.place("mlp_in", "output"))]
+            gate, up = PlainSite(pre, self.scaled("gate")), PlainSite(linear, self.place("mlp_in", "output"))
+            sites, post = [gate, up], ActivationSite(name, last, gate, up)
         else:
-            sites = [PlainSite(pre, self.place("mlp_in", "output"))]
+            into = PlainSite(pre, self.place("mlp_in", "output"))
+            sites, post = [into], ActivationSite(name, last, into)
         if block.neuron_norm is not None:
             sites.append(PlainSite(f"{self.prefix}.mlp.hook_mid", self.place("neuron_norm", "input")))
             sites += self.norm_sites("neuron_norm", "mlp.ln")
-        return [*sites, PlainSite(f"{self.prefix}.mlp.hook_post", self.place("mlp_out", "input"))]
+        return [*sites, post]

@@ -87,13 +87,8 @@ def fire_norm(run: Run, prefix: str, x: Tensor, norm: Norm, quick: bool = False)
 def keep_norm(run: Run, prefix: str, x: Tensor, norm: Norm) -> None:
     """Keep ``hook_scale`` and ``hook_normalized`` of a norm with input ``x``, where nobody listens."""
     scale_name, normalized_name = names_of(prefix)
-    # The scale is small: what it is made of is kept for it only where that is kept anyway. And a stream that is shown
-    # as it is may be edited in the cache before anybody looks at its norm.
-    if run.keeps(normalized_name) and not run.stream.centred:
-        normalized, scale = norm.fused(x)
-        run.keep(scale_name, scale)
-        run.keep(normalized_name, normalized)
-    elif run.keeps(normalized_name):
+    # The scale is small: what it is made of is kept for it only where that is kept anyway.
+    if run.keeps(normalized_name):
         run.keep_later(scale_name, x, lambda x: norm.fused(x)[1])
         run.keep_later(normalized_name, x, lambda x: norm.fused(x)[0])
     elif run.keeps(scale_name):
@@ -270,9 +265,6 @@ class UnembedInSite(Site):
         if self.norm is not None and run.basis.processing.fold_ln and run.final_input is not None:
             # Nothing of the model is asked for later, when it may have changed.
             norm, dtype = self.norm, run.basis.weights.parameters.gain(self.norm.path).dtype
-            if run.stream.centred:
-                run.keep_later(self.names[0], run.final_input, lambda x: norm.fused(x)[0].to(dtype))
-            else:
-                run.keep(self.names[0], norm.fused(run.final_input)[0].to(dtype))
+            run.keep_later(self.names[0], run.final_input, lambda x: norm.fused(x)[0].to(dtype))
         else:
-            run.keep(self.names[0], run.read(self.place))
+            run.keep_later(self.names[0], run.read(self.place))

@@ -55,6 +55,8 @@ class Operation:
         #: The softmax's ``input`` and ``output`` and the call's ``inputs``, to be read and set in a run.
         self.softmax = SourceEnvoy(envoy, name, self._softmax, "", 0)
         self.around = SourceEnvoy(envoy, str(call), self._call, "", 0)
+        #: What was called as the softmax last.
+        self.called: Callable | None = None
         #: "q" -> the call that returns rotated queries and keys, "k" -> the one that transposes the keys.
         self.rotated: dict[str, SourceEnvoy] = {}
         self._others: dict[str, str] = {}
@@ -86,6 +88,8 @@ class Operation:
         return partial(self._handed_over, self._call, self._instrumented(fn))
 
     def _handed_over(self, location: str, fn: Callable, *args: Any, **kwargs: Any) -> Any:
+        if location is self._softmax:
+            self.called = fn
         interleaver = self._state.active()[0]
         return fn(*args, **kwargs) if interleaver is None else run_op(interleaver, location, fn, args, kwargs)
 

@@ -21,10 +21,14 @@ Event = tuple[str, str, int]
 
 
 class Passage(NamedTuple):
-    """The rank of each event, and the places whose tensors are changed in place behind them."""
+    """The rank of each event, the places whose tensors are changed in place behind them, and which have the same one.
+
+    Places with the same tensor have the same number in ``flow``.
+    """
 
     order: dict[Event, int]
     overwritten: frozenset[Where]
+    flow: dict[Event, int]
 
 
 class _SoftmaxRecorder(TorchFunctionMode):
@@ -90,4 +94,11 @@ def measure(hf_model: nn.Module, attention_paths: list[str], inputs: Mapping[str
         event = (*where, times[where])
         order[event] = rank
         times[where] += 1
-    return Passage(order, frozenset(where for where, tensor, version in seen if tensor._version != version))
+    overwritten = frozenset(where for where, tensor, version in seen if tensor._version != version)
+    # All of these tensors are alive, so that no two have one id.
+    flow: dict[Event, int] = {}
+    times.clear()
+    for (path, side), tensor, _ in seen:
+        flow[path, side, times[path, side]] = id(tensor)
+        times[path, side] += 1
+    return Passage(order, overwritten, flow)

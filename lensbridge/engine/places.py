@@ -77,6 +77,11 @@ class View:
             part = self._parts[path] = self.nnsight.interleaver.envoys[id(module)]
         return part
 
+    @property
+    def batch_first(self) -> bool:
+        """Whether tensors have the batch before positions at all modules."""
+        return self._positions_first is None
+
     def has_positions_first(self, path: str) -> bool:
         """Whether tensors at a module have positions before the batch."""
         return self._positions_first is not None and path.startswith(f"{self._positions_first}.")

@@ -7,7 +7,9 @@ order. It depends only on who listens where and on what is run, so it is made on
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -16,7 +18,7 @@ from ..basis import Basis
 from ..hook_points import HookPoint
 from .norm_sites import NormSite
 from .passage import Event
-from .places import ArgumentPlace, FirstPlace, Place, ResultPlace, RotatedPlace, SoftmaxPlace
+from .places import AnyPlace, ArgumentPlace, FirstPlace, Place, ResultPlace, RotatedPlace, SoftmaxPlace
 from .sites import Site
 
 #: The points that somebody listens to, by name.
@@ -83,7 +85,7 @@ def entrance(architecture: Architecture, layer: int) -> Place:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """The sites to visit, in order; the modules they are at; whether it sees inside an attention, and its softmax."""
 
@@ -93,6 +95,10 @@ class Plan:
     needs_eager: bool
     #: None for a plan of one module.
     ends: Ends | None = None
+    #: In a run that only fills a cache: what sites read besides, to see what they keep follows from.
+    also: Mapping[Site, tuple[AnyPlace, ...]] = field(default_factory=dict)
+    #: The way past the sites in nnsight's terms, for each view that has taken it (`stepping.Route`).
+    routes: WeakKeyDictionary[Any, Any] = field(default_factory=WeakKeyDictionary)
 
 
 def edits_of(listeners: Listeners) -> dict[str, bool]:
@@ -106,6 +112,7 @@ def make_plan(
     edits: Mapping[str, bool],
     basis: Basis,
     order: Mapping[Event, int],
+    flow: Mapping[Event, int],
     visited: Iterable[str],
     ends: Ends | None = None,
 ) -> Plan:
@@ -116,13 +123,16 @@ def make_plan(
         listened: names of the points with listeners.
         edits: point name -> whether its value may be changed.
         order: the measured order of places.
+        flow: which places have the same tensor (`Passage.flow`).
         visited: modules that a run needs besides the sites'.
         ends: where the run starts and ends.
     """
     wanted = set(listened)
     chosen = [site for site in sites if _needed(site, wanted, edits, basis)]
     chosen.sort(key=lambda site: rank_of(site, order))
-    paths = frozenset(path for site in chosen for path in (site.place.path, *site.writes_at)) | frozenset(visited)
+    also = {} if edits else {site: places for site in chosen if (places := site.derives_from(wanted, flow))}
+    besides = (place.path for places in also.values() for place in places)
+    paths = frozenset(path for site in chosen for path in (site.place.path, *site.writes_at)).union(visited, besides)
     eager = any(isinstance(site.place, SoftmaxPlace | RotatedPlace) for site in chosen)
     return Plan(
         tuple(chosen),
@@ -130,6 +140,7 @@ def make_plan(
         eager or any(isinstance(site.place, ArgumentPlace | ResultPlace) for site in chosen),
         eager,
         ends,
+        also,
     )
 
 

@@ -1,7 +1,7 @@
 """How does one forward pass run, with its hook points?
 
-One run is one nnsight trace whose body is one loop over the plan's sites. A run that nobody listens to and that goes to
-the end is HuggingFace's own forward and nothing else.
+One run is one pass that nnsight follows, with one loop over the plan's sites beside it (`stepping`). A run that nobody
+listens to and that goes to the end is HuggingFace's own forward and nothing else.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from ..architectures.record import Softmax
 from ..basis import Basis, Stream
 from ..errors import SourceNotFoundError, UnsupportedModelError
 from ..whole import home_of
-from .forward import Request, trace_once
+from .forward import Request
 from .layout import sites_of
 from .norm_sites import Norm, NormSite
 from .passage import Event, Passage, measure
+from .passes import run_once, watch_once
 from .places import Place, View
 from .plan import Ends, Listeners, Plan, Span, edits_of, entrance, make_plan, rank_of
 from .sites import Recording, Run, Site
@@ -113,7 +114,8 @@ class Engine:
             paths = self._visited(span) if below is None else {below}
             ends = None if below is not None else Ends.of(span, self.architecture, self._skipped(span))
             listened, may_change = {*edits, *(recorded or ())}, {**dict.fromkeys(given, True), **edits}
-            plan = make_plan(sites, listened, may_change, self.basis, self.order, paths, ends)
+            order, _, flow = self.passage
+            plan = make_plan(sites, listened, may_change, self.basis, order, flow, paths, ends)
             if len(self._plans) > 4096:
                 self._plans.clear()
             self._plans[key] = plan
@@ -210,7 +212,8 @@ class Engine:
             run = self.new_run(view, listeners, edits, request.batch_size, recording)
             run.puts_off = request.residual is None
             with run.explaining():
-                output = trace_once(view, run, plan, request)
+                watches = not listeners and request.residual is None
+                output = (watch_once if watches else run_once)(view, run, plan, request)
         # As HuggingFace does where layers are on several devices.
         return output.to(request.device) if output is not None and request.span.unembeds else output
 
@@ -336,7 +339,7 @@ class Engine:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy carries along: no view, because nnsight's handles belong to the modules they were made for."""
-        return self.__dict__ | {"_views": {}, "_running": [], "_turns": None}
+        return self.__dict__ | {"_plans": {}, "_views": {}, "_running": [], "_turns": None}
 
 
 #: The point whose absence says that an attention's softmax was not found.

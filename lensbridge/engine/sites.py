@@ -8,39 +8,29 @@ converts it back and writes it. Most points are a line of data for one of the sm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..basis import Basis, Stream
 from ..errors import HookError, LensbridgeError
-from ..later import Later
-from .places import AnyPlace, ArgumentPlace, Place, SoftmaxPlace, View
-
-
-class Recording(Protocol):
-    """A cache that a run fills: which points it wants, and what to do with a value."""
-
-    @property
-    def names(self) -> Collection[str]:
-        """The points to keep."""
-
-    def keep(self, name: str, value: Tensor) -> None:
-        """Put away the value of a point."""
-
-    def keep_later(self, name: str, value: Later) -> None:
-        """Put away what the value of a point is to be computed from."""
+from ..later import Later, Source
+from .keeping import Keeping
+from .keeping import Recording as Recording
+from .passage import Event
+from .places import AnyPlace, ArgumentPlace, Place, SoftmaxPlace
 
 
 @dataclass
-class Run:
+class Run(Keeping):
     """What one forward pass carries from site to site."""
 
-    view: View
+    #: A `View`, or what a pass that is watched has in its stead (`stepping.Passing`).
+    view: Any
     basis: Basis
     cfg: Any
     #: The points that somebody listens to, by name.
@@ -81,10 +71,15 @@ class Run:
     final_input: Tensor | None = None
     #: The unembedding's output after its hooks.
     logits: Tensor | None = None
+    #: The sites that may say how what they keep follows from what others keep, and where they see it.
+    deriving: Mapping[Site, tuple[AnyPlace, ...]] = field(default_factory=dict)
+    sources: dict[str, Source] = field(default_factory=dict)
     _here: AnyPlace | None = None
     _value: Tensor | None = None
     _raw: Tensor | None = None
     _later: tuple[Tensor, Later] | None = None
+    _last: tuple[Tensor, Source] | None = None
+    _trail: list[tuple[Tensor, Source]] = field(default_factory=list)
     #: What hooks have returned that is not of the activation's shape, dtype and device, in words.
     unlike: list[str] = field(default_factory=list)
 
@@ -95,18 +90,21 @@ class Run:
     def read(self, place: AnyPlace) -> Tensor:
         """The live tensor at a place, off the graph where nobody can edit; several sites at one place ask once."""
         if self._here is not place and self._here != place:
-            raw = place.read(self.view)
-            if isinstance(place, Place):
-                raw = raw.clone() if self._is_overwritten(place) else raw
-                raw = raw.unflatten(0, (self.batch_size, -1)) if place.flat else raw
-            if self._any_edit or self.inputs:
-                self._value = raw
-            elif raw is not self._raw:
-                # What one block returns is what the next one is given: the same tensor keeps its reading.
-                self._raw, self._value = raw, raw.detach()
-            self._here = place
+            self.arrive(place, place.read(self.view))
         assert self._value is not None
         return self._value
+
+    def arrive(self, place: AnyPlace, raw: Tensor) -> None:
+        """The forward pass is at a place, where ``raw`` is."""
+        if isinstance(place, Place):
+            raw = raw.clone() if self._is_overwritten(place) else raw
+            raw = raw.unflatten(0, (self.batch_size, -1)) if place.flat else raw
+        if self._any_edit or self.inputs:
+            self._value = raw
+        elif raw is not self._raw:
+            # What one block returns is what the next one is given: the same tensor keeps its reading.
+            self._raw, self._value = raw, raw.detach()
+        self._here = place
 
     def write(self, place: AnyPlace, value: Tensor) -> None:
         """Put ``value`` in the tensor's place."""
@@ -173,36 +171,6 @@ class Run:
         self._record(name, result)
         return result, result is not shown or before is None or (result._version, result.requires_grad) != before
 
-    def keep(self, name: str, value: Tensor) -> None:
-        """Keep a value that is there already, where nobody listens."""
-        if name in self._kept:
-            self.recording.keep(name, value)  # type: ignore[union-attr]
-
-    def keep_later(self, name: str, raw: Tensor, function: Callable[[Tensor], Tensor]) -> None:
-        """Keep ``function(raw)``, where nobody listens; it is computed when somebody looks.
-
-        ``raw`` must be nobody else's: what the caller has in hand may be edited before that.
-        """
-        if name not in self._kept:
-            return
-        if self.puts_off:
-            self.recording.keep_later(name, Later(function, raw))  # type: ignore[union-attr]
-        else:
-            self.keep(name, function(raw))
-
-    def keeps(self, name: str) -> bool:
-        """Whether the value of a point is to be kept."""
-        return name in self._kept
-
-    def keep_stream(self, name: str, raw: Tensor) -> None:
-        """Keep the residual stream ``raw``, where nobody listens; what ends a block and begins the next is one."""
-        if not self.stream.centred or not self.puts_off:
-            self.keep(name, self.stream.read(raw))
-        elif name in self._kept:
-            if self._later is None or self._later[0] is not raw:
-                self._later = raw, Later(self.stream.read, raw)
-            self.recording.keep_later(name, self._later[1])  # type: ignore[union-attr]
-
     def _record(self, name: str, value: Tensor) -> None:
         if name in self._kept:
             self.recording.keep(name, value)  # type: ignore[union-attr]
@@ -243,6 +211,8 @@ class Site:
     always: bool = False
     #: Points whose editing makes this site necessary although nobody listens to it.
     after_edits_of: tuple[str, ...] = ()
+    #: Earlier places that `record` reads besides its own.
+    also_reads: tuple[AnyPlace, ...] = ()
 
     def visit(self, run: Run) -> None:
         """Read, show, and write back if changed."""
@@ -252,6 +222,10 @@ class Site:
         """Keep what the values are made of, in a run that nobody listens to."""
         self.visit(run)
 
+    def derives_from(self, wanted: Collection[str], flow: Mapping[Event, int]) -> tuple[AnyPlace, ...]:
+        """The places by which a run that keeps the points in ``wanted`` can see that this value follows from theirs."""
+        return ()
+
     def needed_for_edit(self, basis: Basis) -> bool:
         """Whether an edit of ``after_edits_of`` makes this site necessary in the active basis."""
         return True
@@ -259,6 +233,8 @@ class Site:
 
 class PlainSite(Site):
     """A value that reads the same in both bases: MLP activations."""
+
+    place: Place
 
     def __init__(self, name: str, place: Place) -> None:
         self.names = (name,)
@@ -270,7 +246,7 @@ class PlainSite(Site):
             run.write(self.place, value)
 
     def record(self, run: Run) -> None:
-        run.keep(self.names[0], run.read(self.place))
+        run.keep_later(self.names[0], run.read(self.place))
 
 
 class StreamSite(Site):
@@ -329,11 +305,7 @@ class BranchSite(Site):
                 run.stream.branch_written(value)
 
     def record(self, run: Run) -> None:
-        x = self._read(run)
-        if run.stream.centred:
-            run.keep_later(self.names[0], x, run.stream.read_branch)
-        else:
-            run.keep(self.names[0], x)
+        run.keep_branch(self.names[0], self._read(run))
 
     def _read(self, run: Run) -> Tensor:
         return run.read(self.place)
@@ -348,6 +320,9 @@ class OutputSite(BranchSite):
     def visit(self, run: Run) -> None:
         if run.listens(self.names[0]):
             self._show(run)
+
+    def record(self, run: Run) -> None:
+        run.keep_later(self.names[0], self._read(run), run.stream.read_branch if run.stream.centred else None)
 
 
 class AgainSite(Site):
