@@ -26,7 +26,7 @@ from .computed import Computed, outlined
 from .processing import ATTENTION_READERS, Processing, center, fold_norm_into
 from .value_views import ValueViews
 from .weights import WeightViews, fingerprint
-from .whole import device_of
+from .whole import counted_once, device_of
 
 
 class AnyNorm(Protocol):
@@ -225,7 +225,8 @@ class Basis:
         return self._scaled(normalized, norm)
 
     def _scaled(self, normalized: Tensor, norm: AnyNorm) -> Tensor:
-        gain, bias = self.weights.parameters.gain(norm.path), bias_of(self.weights.module(norm.path))
+        module = self.weights.module(norm.path)
+        gain, bias = counted_once(self.hf_model, norm.path, self.weights.parameters.gain(norm.path)), bias_of(module)
         output = normalized.to(gain.dtype) * gain
         return output if bias is None else output + bias
 

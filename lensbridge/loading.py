@@ -23,14 +23,15 @@ from . import model_names
 from .architectures import BY_MODEL_TYPE, Architecture, architecture_of, refuse
 from .checkpoints import Labels
 from .config import HookedTransformerConfig
+from .engine.tensor_parallel import refuse_unknown_styles
 from .errors import ModelNotFoundError, UnknownArgumentError, UnsupportedModelError, near_misses
 from .hf_config import described
 from .native import NativeConfig, NativeForCausalLM, hub
 from .native.narrowing import narrowed
 from .processing import Processing
+from .spreading import spread
 from .unaudited import warn_of_unaudited
 from .utilities.devices import get_device
-from .utilities.multi_gpu import resolve_device_map
 from .wrapped import unwrapped
 
 DTYPE_FROM_STRING = {
@@ -121,6 +122,7 @@ def load(wish: Wish) -> Loaded:
         hf_model = narrowed(hf_model, wish.first_n_layers, wish.n_ctx)
         hf_model.cfg.tokenizer_name = hf_model.cfg.tokenizer_name or location
         return Loaded(hf_model, None, _own_config(hf_model, wish))
+    refuse_unknown_styles(hf_model)
     architecture = _record_of(hf_model, wish)
     if wish.architecture is None:
         warn_of_unaudited(hf_model)
@@ -198,24 +200,13 @@ def _from_hub_or_disk(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
         kwargs["dtype"] = kwargs.pop("torch_dtype")
     kwargs.setdefault("dtype", wish.dtype)
     kwargs.setdefault("attn_implementation", "eager")
-    device_map, max_memory = _placed(wish, kwargs.pop("device_map", None), kwargs.pop("max_memory", None))
-    placing = {"device_map": device_map, "max_memory": max_memory}
-    kwargs |= {name: value for name, value in placing.items() if value is not None}
+    is_spread_out = spread(wish, config, kwargs)
     _warn_of_float16(kwargs["dtype"], wish.device)
     with explaining_where(wish.model_name, location, OSError, revision=kwargs.get("revision")):
         hf_model: Any = AutoModelForCausalLM.from_pretrained(location, config=config, **kwargs)
-    if wish.move_to_device and device_map is None and getattr(hf_model, "quantization_method", None) is None:
+    if wish.move_to_device and not is_spread_out and getattr(hf_model, "quantization_method", None) is None:
         hf_model.to(wish.device or get_device())
     return hf_model
-
-
-def _placed(wish: Wish, device_map: Any, max_memory: Any) -> tuple[Any, Any]:
-    """The device map and the memory by device to load with; a map may name the CPU and the disk here, too."""
-    if device_map is None:
-        return resolve_device_map(wish.n_devices, None, wish.device, max_memory)
-    if wish.device is not None:
-        raise ValueError("device and device_map exclude each other; pass one of them.")
-    return device_map, max_memory
 
 
 def _warn_of_float16(dtype: torch.dtype, device: str | torch.device | None) -> None:

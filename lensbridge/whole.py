@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.distributed.tensor_parallel import replace_layer_number_by_wildcard
 
 from .errors import UnsupportedModelError
 
@@ -150,10 +151,22 @@ def _copy(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
     """A parameter's whole values, on the graph if it can have gradients."""
     with torch.inference_mode(False):
         divided: Any = tensor
-        copy: Any = divided.full_tensor() if is_divided(tensor) else _fetched(module, name, tensor)
+        copy: Any = _Whole.apply(divided.full_tensor()) if is_divided(tensor) else _fetched(module, name, tensor)
     if copy is not tensor:
         copy.stands_for = tensor
     return copy
+
+
+class _Whole(torch.autograd.Function):
+    """The same value, with zeros where there is no gradient: a DTensor's redistribution cannot do without one."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0]
 
 
 def _fetched(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
@@ -164,6 +177,36 @@ def _fetched(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
             fetched = value.detach().to(device_of(module), tensor.dtype)
             return fetched.clone() if fetched.data_ptr() == value.data_ptr() else fetched
     return tensor
+
+
+def style_of(hf_model: Any, path: str) -> str | None:
+    """How tensor parallelism divides a module; None where it does not."""
+    if not is_shared_out(hf_model) or not path:
+        return None
+    return hf_model.tp_plan.get(replace_layer_number_by_wildcard(path))
+
+
+def counted_once(hf_model: Any, path: str, parameter: Tensor) -> Tensor:
+    """A parameter for use on whole values where the gradients of all processes are added up.
+
+    It is so in norms over heads under tensor parallelism: each process has the heads that it has.
+    """
+    if style_of(hf_model, path) != "replicated_with_grad_allreduce":
+        return parameter
+    return _Share.apply(parameter, hf_model._tp_size)
+
+
+class _Share(torch.autograd.Function):
+    """The same value, with a part of its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, processes: int) -> Tensor:
+        ctx.processes = processes
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0] / ctx.processes, None
 
 
 class StandIn:

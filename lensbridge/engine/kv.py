@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..basis import Basis
 from ..errors import UnsupportedModelError
+from .tensor_parallel import divide_heads, gather_heads, heads_are_divided
 
 #: layer -> `Basis.value_bias`, to be computed once for the way there and back.
 ValueBiases = dict[int, Tensor | None]
@@ -41,7 +42,13 @@ def _to_hf(basis: Basis, layer: int, letter: str, tensor: Tensor, biases: ValueB
     if maps is not None:
         tensor = torch.einsum("bphd,hde->bphe", tensor, getattr(maps[1], letter))
     bias = _value_bias(basis, layer, biases) if letter == "v" else None
-    return (tensor if bias is None else tensor + bias).transpose(1, 2)
+    heads = (tensor if bias is None else tensor + bias).transpose(1, 2)
+    return divide_heads(basis.hf_model, heads) if _are_divided(basis, layer) else heads
+
+
+def _are_divided(basis: Basis, layer: int) -> bool:
+    """Whether HF's cache has some of the heads, those of this process."""
+    return heads_are_divided(basis.hf_model, basis.weights.architecture, layer)
 
 
 def _from_hf(basis: Basis, layer: int, letter: str, tensor: Tensor, biases: ValueBiases) -> Tensor:
@@ -91,12 +98,15 @@ def append_new(entries: dict[int, Any], cache: DynamicCache, basis: Basis, biase
     """
     biases = {} if biases is None else biases
     for layer, entry in entries.items():
-        _refuse_others(layer, entry, cache.layers[basis.number(layer) : basis.number(layer) + 1])
+        if not _are_divided(basis, layer):
+            _refuse_others(layer, entry, cache.layers[basis.number(layer) : basis.number(layer) + 1])
     for layer, entry in entries.items():
         past = entry.past_keys.shape[1]
         kept: Any = cache.layers[basis.number(layer)]
-        keys = _from_hf(basis, layer, "k", kept.keys[:, :, past:], biases)
-        values = _from_hf(basis, layer, "v", kept.values[:, :, past:], biases)
+        new = [each[:, :, past:] for each in (kept.keys, kept.values)]
+        if _are_divided(basis, layer):
+            new = [gather_heads(basis.hf_model, each) for each in new]
+        keys, values = (_from_hf(basis, layer, letter, each, biases) for letter, each in zip("kv", new, strict=True))
         entry.append(keys.to(entry.past_keys.device), values.to(entry.past_values.device))
 
 

@@ -14,7 +14,9 @@ from types import MethodType
 from typing import Any, Literal
 
 import torch
+from nnsight.intervention.fragments import Fragments
 from nnsight.intervention.interleaver import Mediator
+from nnsight.intervention.source import Controller
 from torch import Tensor, nn
 
 from ..architectures.block import Factor
@@ -24,6 +26,7 @@ from ..whole import is_spread, stand_in
 from .envoys import Handle
 from .operations import Operation
 from .passage import Event
+from .tensor_parallel import PartsInterleaver
 
 Side = Literal["input", "output"]
 
@@ -40,9 +43,10 @@ class View:
         self,
         hf_model: nn.Module,
         softmaxes: Mapping[str, Softmax] | None = None,
-        wrap: Callable[[nn.Module], Any] = Handle,
+        wrap: Callable[..., Any] = Handle,
         required: bool = True,
         positions_first: str | None = None,
+        parts: Fragments | None = None,
     ) -> None:
         #: Below this module, positions come before the batch.
         self._positions_first = positions_first
@@ -59,7 +63,8 @@ class View:
         # The bare wrapper runs on exactly the arguments given; the tokenizing ones rebuild them on every run.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Module .* has a submodule named", UserWarning)
-            self.nnsight = wrap(hf_model)
+            # Where values are divided among processes, they are put together for the run.
+            self.nnsight = wrap(hf_model, **({} if parts is None else {"interleaver": PartsInterleaver(parts)}))
         #: path of an attention -> the operation watched inside it.
         self.operations = {
             path: Operation(self[path], softmax, required) for path, softmax in (softmaxes or {}).items()
@@ -163,6 +168,11 @@ def _take_off(module: nn.Module) -> None:
     """Let a module be as it was before somebody else's nnsight wrapper put its handle on it."""
     state = module.__dict__.get("__nnsight__")
     if state is not None:
+        forward = module.__dict__.get("forward")
+        if not isinstance(forward, Controller):
+            # Tensor parallelism's wrapper is around it.
+            _put(module.__dict__, (forward, None))
+            return
         original = None if state.original is type(module).forward else MethodType(state.original, module)
         _put(module.__dict__, (original, None))
 

@@ -29,6 +29,7 @@ from .passes import run_once, watch_once
 from .places import Place, View
 from .plan import Ends, Listeners, Plan, Span, edits_of, entrance, make_plan, rank_of
 from .sites import Recording, Run, Site
+from .tensor_parallel import Parts, is_divided_among_processes
 from .turns import Turns, in_turn, turn
 
 #: Norms that processing leaves as they are: nothing linear reads what they return.
@@ -84,6 +85,12 @@ class Engine:
                     folds.setdefault(arch.in_layer(layer, role), folded)
         module = self.hf_model.get_submodule
         return {path: Norm.of(module(path), path, arch, folded) for path, folded in folds.items()}
+
+    @cached_property
+    def parts(self) -> Parts | None:
+        """The places at which this process has a part of a value, under tensor parallelism."""
+        divided = is_divided_among_processes(self.hf_model)
+        return Parts(self.hf_model, self.architecture) if divided else None
 
     # --- planning -----------------------------------------------------------------------------------------------------
 
@@ -318,7 +325,9 @@ class Engine:
         if view is None or not (self._running or view.fits(plan.paths)):
             softmaxes = self._softmaxes() if plan.looks_inside else None
             first = self.architecture.positions_first
-            view = self._views[key] = View(self.hf_model, softmaxes, required=plan.needs_eager, positions_first=first)
+            view = self._views[key] = View(
+                self.hf_model, softmaxes, required=plan.needs_eager, positions_first=first, parts=self.parts
+            )
         with view.installed(plan.paths):
             self._running.append(view)
             try:

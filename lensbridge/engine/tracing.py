@@ -126,13 +126,13 @@ class RootEnvoy(PartEnvoy, NNsight):
 
     _batcher_class = _Rows
 
-    def __init__(self, hf_model: nn.Module, host: Host) -> None:
+    def __init__(self, hf_model: nn.Module, host: Host, **options: Any) -> None:
         self.host = host
         #: Whether values have to lie on the graph; None if each body is to be looked at.
         self.gradients: bool | None = None
         #: Weak, because the view holds this.
         self.view_of: Callable[[], View | None] = lambda: None
-        super().__init__(hf_model, envoys=PartEnvoy)
+        super().__init__(hf_model, envoys=PartEnvoy, **options)
 
     def view(self) -> View:
         """The engine's view that this is the nnsight side of."""
@@ -215,8 +215,8 @@ def root_envoy(engine: Engine, host: Host) -> RootEnvoy:
         view = engine._views.get(key)
         if view is None or not (engine._running or view.is_of(engine.hf_model)):
             first = engine.architecture.positions_first
-            wrap = lambda hf_model: RootEnvoy(hf_model, host)  # noqa: E731
-            view = View(engine.hf_model, engine._softmaxes(), wrap, positions_first=first)
+            wrap = lambda hf_model, **options: RootEnvoy(hf_model, host, **options)  # noqa: E731
+            view = View(engine.hf_model, engine._softmaxes(), wrap, positions_first=first, parts=engine.parts)
             view.nnsight.view_of = weakref.ref(view)
             engine._views[key] = view
         return view.nnsight
