@@ -145,7 +145,8 @@ def process_attention(w: Weights, processing: Processing) -> Weights:
         w = fold_norm_into(w, ATTENTION_READERS, center_weights="ln.b" in w)
     if processing.center_writing_weights:
         w = center(w, ("W_O", "b_O"))
-    if processing.fold_value_biases:
+    # A layer may have something else in attention's place.
+    if processing.fold_value_biases and "b_V" in w:
         w = move_value_bias(w)
     if processing.refactor_factored_attn_matrices:
         w = refactor_attention(w)

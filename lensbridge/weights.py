@@ -199,7 +199,8 @@ class WeightViews:
         why = f"{name!r} is computed from the model's parameters by weight processing"
         kept = self.branch(branch, layer)[short]
         if torch.is_grad_enabled() and self._trained(branch, layer):
-            raw = self.raw_branch(branch, layer)
+            every = self.raw_branch(branch, layer)
+            raw = {each: weight for each, weight in every.items() if each == short or not _is_apart(each)}
             kept = _Derived.apply(kept, short, _processor(branch), self.processing, tuple(raw), *raw.values())
         return read_only(kept.view_as(kept), why)
 
@@ -289,6 +290,11 @@ class WeightViews:
         if is_offloaded(self.hf_model) and any(weight.is_meta for weight in stored):
             return bool(getattr(self.hf_model.config, "tie_word_embeddings", False))
         return stored[0] is stored[1]
+
+
+def _is_apart(short: str) -> bool:
+    """Whether a weight goes into no other one: it is of a norm whose output no matrix reads."""
+    return "." in short and short.partition(".")[0] in ("post", "neurons", "q_norm", "k_norm", "apart")
 
 
 def _owner(weight: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """What does one of several processes do in `test_tensor_parallel.py`?
 
 It loads a model twice, whole and divided among the processes, makes the same calls of both, and writes down how far
-the results are apart: ``python -m torch.distributed.run --nproc_per_node 2 tensor_parallel_worker.py OUT DIRECTORY...``
+the results are apart. ``tensor_parallel_worker.py OUT llama=raw llama=processed+`` has it look into two directories'
+models, under these options, and "+" asks for all checks.
 """
 
 from __future__ import annotations
@@ -216,14 +217,15 @@ def outcomes(directory: str, options: str, checks: Iterable[Callable]) -> dict[s
     return found
 
 
-def main(out: str, directories: list[str]) -> None:
+def main(out: str, plans: list[str]) -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
-    for directory in directories:
-        for options in OPTIONS:
-            checks = (*COMMON, *MORE) if options == "processed" else COMMON
-            results[f"{Path(directory).name}, {options}"] = outcomes(directory, options, checks)
+    for plan in plans:
+        directory, _, options = plan.rpartition("=")
+        checks = (*COMMON, *MORE) if options.endswith("+") else COMMON
+        options = options.removesuffix("+")
+        results[f"{Path(directory).name}, {options}"] = outcomes(directory, options, checks)
     Path(f"{out}.{dist.get_rank()}").write_text(json.dumps(results), encoding="utf-8")
     dist.destroy_process_group()
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lensbridge import HookedTransformer
 from lensbridge.errors import ReadOnlyWeightError, UnknownPointError
 from lensbridge.processing import Processing
 from lensbridge.readonly import ReadOnlyTensor
 from lensbridge.shared import SharedWeight
+from lensbridge.tiny import tiny_family
 from lensbridge.weights import _PROCESSORS, _process
 
 DEFAULT = Processing(True, True, True, True, False)
@@ -375,3 +377,21 @@ def test_an_edit_made_while_processing_was_off_is_seen_when_it_is_on_again(
     lens.W_E.data[5] = 3.0
     lens.set_processing(DEFAULT)
     assert_up_to_date(lens)
+
+
+def test_layers_without_attention_have_weights_under_every_processing() -> None:
+    model = HookedTransformer.from_pretrained("jamba", hf_model=tiny_family("jamba"), tokenizer=None)
+    attending = [layer for layer, block in enumerate(model.interior.architecture.blocks) if block.attn is not None]
+    names = [name for name in model.state_dict() if name.endswith("attn.W_O")]
+    assert names == [f"blocks.{layer}.attn.W_O" for layer in attending] and len(names) < model.cfg.n_layers
+
+
+def test_gradients_of_a_weight_reach_no_norm_that_it_does_not_contain() -> None:
+    model = HookedTransformer.from_pretrained("qwen3", hf_model=tiny_family("qwen3"), tokenizer=None)
+    model.blocks[0].attn.W_Q.sum().backward()
+    reached = {name for name, parameter in model.hf_model.named_parameters() if parameter.grad is not None}
+    layer = "model.layers.0."
+    assert {f"{layer}self_attn.q_proj.weight", f"{layer}input_layernorm.weight"} <= reached
+    assert not any("q_norm" in name or "k_norm" in name for name in reached)
+    model.blocks[0].attn.q_norm.w.sum().backward()
+    assert model.hf_model.get_parameter(f"{layer}self_attn.q_norm.weight").grad is not None
