@@ -17,10 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from . import model_names
-from .architectures import BY_MODEL_TYPE, Architecture, architecture_of, refuse
+from .architectures import BY_MODEL_TYPE, Architecture, architecture_of, refuse, text_family
 from .checkpoints import Labels
 from .config import HookedTransformerConfig
 from .engine.tensor_parallel import refuse_unknown_styles
@@ -175,9 +181,9 @@ def _as_given(wish: Wish, kwargs: dict[str, Any]) -> Any:
             f"{', '.join(sorted(kwargs))}: these go to HuggingFace's from_pretrained, which is not called when "
             "hf_model is given. Load hf_model with them instead."
         )
-    if not hasattr(wish.hf_model, "config"):
-        raise AssertionError(f"hf_model must be a HuggingFace model with a config, not {type(wish.hf_model).__name__}")
     hf_model = unwrapped(wish.hf_model)
+    if not hasattr(hf_model, "config"):
+        raise AssertionError(f"hf_model must be a HuggingFace model with a config, not {type(hf_model).__name__}")
     dtype = getattr(hf_model, "dtype", wish.dtype)
     if wish.dtype not in (dtype, Wish.dtype):
         logging.warning("dtype=%s is not applied to hf_model, which stays %s: use model.to(dtype)", wish.dtype, dtype)
@@ -203,10 +209,18 @@ def _from_hub_or_disk(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
     is_spread_out = spread(wish, config, kwargs)
     _warn_of_float16(kwargs["dtype"], wish.device)
     with explaining_where(wish.model_name, location, OSError, revision=kwargs.get("revision")):
-        hf_model: Any = AutoModelForCausalLM.from_pretrained(location, config=config, **kwargs)
+        hf_model: Any = _auto_class(config).from_pretrained(location, config=config, **kwargs)
     if wish.move_to_device and not is_spread_out and getattr(hf_model, "quantization_method", None) is None:
         hf_model.to(wish.device or get_device())
     return hf_model
+
+
+def _auto_class(config: Any) -> Any:
+    """What loads a checkpoint: as a causal language model, or where that is a part of it, as one that also sees."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
 def _warn_of_float16(dtype: torch.dtype, device: str | torch.device | None) -> None:
@@ -335,7 +349,9 @@ def read_config(hf_model: Any, architecture: Architecture, wish: Wish, location:
     """
     prepend = wish.default_prepend_bos
     if prepend is None:
-        prepend = architecture.hf_class not in model_names.table()["no_bos_by_default"]
+        family = text_family(hf_model.config)
+        classes = {architecture.hf_class, *(() if family is None else (family.hf_class,))}
+        prepend = classes.isdisjoint(model_names.table()["no_bos_by_default"])
     fields = described(hf_model, architecture)
     limit = fields["n_ctx"]
     if wish.n_ctx is not None:

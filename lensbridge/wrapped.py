@@ -24,7 +24,7 @@ def unwrapped(hf_model: Any) -> Any:
     """The HuggingFace model inside of wrappers that only pass calls on; any other object as it is.
 
     Raises:
-        UnsupportedModelError: for a wrapper that does more, with what to pass instead.
+        UnsupportedModelError: for a wrapper that does more, with what to pass instead; or for one around a part of it.
     """
     while True:
         names = {cls.__name__ for cls in type(hf_model).__mro__}
@@ -42,7 +42,22 @@ def unwrapped(hf_model: Any) -> Any:
         elif any(cls.__module__.startswith("peft.") for cls in type(hf_model).__mro__):
             hf_model = _without_peft(hf_model)
         else:
-            return hf_model
+            break
+    if hasattr(hf_model, "named_modules"):
+        _refuse_compiled_parts(hf_model)
+    return hf_model
+
+
+def _refuse_compiled_parts(hf_model: Any) -> None:
+    """Refuse a model in which torch.compile's result stands in a module's place, where modules have other paths."""
+    for path, module in hf_model.named_modules():
+        if "OptimizedModule" in {cls.__name__ for cls in type(module).__mro__}:
+            raise UnsupportedModelError(
+                f"{path!r} in this model is what torch.compile has made of a module, and hooks do not reach into it. "
+                f"Put the module itself back, hf_model.set_submodule({path!r}, "
+                f"hf_model.get_submodule({path!r})._orig_mod), and compile it in place if you want it compiled in runs "
+                "without hooks: module.compile()"
+            )
 
 
 def _without_peft(peft_model: Any) -> Any:

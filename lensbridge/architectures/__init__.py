@@ -6,12 +6,14 @@ Every `Architecture` in a module of this package is one: a new family is a new f
 from __future__ import annotations
 
 import pkgutil
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 from ..errors import UnsupportedModelError
 from .irregular import REFUSED
 from .record import Architecture as Architecture
+from .record import holds
 
 
 def _recorded() -> tuple[Architecture, ...]:
@@ -33,7 +35,8 @@ BY_MODEL_TYPE = {name: record for record in RECORDS for name in (record.model_ty
 def architecture_of(hf_model: Any) -> Architecture:
     """The record of a loaded HuggingFace model, with the variants its config selects and the kinds of its layers.
 
-    Where its class has none, one is measured (`measuring`).
+    Where its class has none, one is measured (`measuring`). A model of several modalities is one of a text here, and
+    has what its language model's family says of the config.
 
     Raises:
         UnsupportedModelError: if the config sets something that the record refuses, or if there is no record, and the
@@ -46,7 +49,32 @@ def architecture_of(hf_model: Any) -> Architecture:
     # Measuring needs the whole package.
     from ..measuring import measured_record
 
-    return measured_record(hf_model)
+    record, family = measured_record(hf_model), text_family(hf_model.config)
+    if family is None:
+        return record
+    _refuse_other_attention(family, hf_model.config)
+    return replace(record, constants={**family.constants, **record.constants})
+
+
+def text_family(hf_config: Any) -> Architecture | None:
+    """The record of the family that a model of several modalities has its language model from; None of any other."""
+    text_config = hf_config.get_text_config(decoder=True)
+    return None if text_config is hf_config else BY_MODEL_TYPE.get(text_config.model_type)
+
+
+def _refuse_other_attention(family: Architecture, hf_config: Any) -> None:
+    """Refuse what the family of a language model refuses, unless it runs with the attention that shows patterns.
+
+    Raises:
+        UnsupportedModelError: with the reason.
+    """
+    text_config = hf_config.get_text_config(decoder=True)
+    for condition, reason in family.refused.items():
+        if holds(text_config, condition) and text_config._attn_implementation != "eager":
+            raise UnsupportedModelError(
+                f"{hf_config.model_type} with {condition} is only supported with eager attention (load it with "
+                f"attn_implementation='eager'): {reason}"
+            )
 
 
 def refuse(name: str) -> None:

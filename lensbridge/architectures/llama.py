@@ -65,5 +65,6 @@ BITNET = Architecture(
     block=Block(z_from_call=True, z_norm="self_attn.attn_sub_norm", neuron_norm="mlp.ffn_sub_norm"),
 )
 MLLAMA = Architecture(model_type="mllama", hf_class="MllamaForCausalLM", unused_with="cross_attn")
+MLLAMA_MULTIMODAL = MLLAMA.within("mllama", "MllamaForConditionalGeneration")
 GOT_OCR2 = QWEN2.within("got_ocr2", "GotOcr2ForConditionalGeneration")
 MOSS_TRANSCRIBE_DIARIZE = QWEN3.within("moss_transcribe_diarize", "MossTranscribeDiarizeForConditionalGeneration")

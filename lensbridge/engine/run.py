@@ -21,6 +21,7 @@ from ..architectures.record import Softmax
 from ..basis import Basis, Stream
 from ..errors import SourceNotFoundError, UnsupportedModelError
 from ..whole import home_of
+from .compiled import uncompiled
 from .forward import Request
 from .layout import sites_of
 from .norm_sites import Norm, NormSite
@@ -256,7 +257,8 @@ class Engine:
         place = Place(arch.unembed, "input") if norm else entrance(arch, request.span.stop)
         handle = _Leave(place).register_on(self.hf_model.get_submodule(place.path))
         try:
-            self._outermost(needed=place.path)(**request.inputs)
+            with uncompiled():
+                self._outermost(needed=place.path)(**request.inputs)
         except _Reached as reached:
             first = arch.positions_first is not None and place.path.startswith(f"{arch.positions_first}.")
             value = reached.value.transpose(0, 1) if first else reached.value
@@ -304,16 +306,17 @@ class Engine:
 
     @contextmanager
     def eager_attention(self, needed: bool = True) -> Iterator[None]:
-        """Eager attention for the time of the context; the model's own implementation comes back whatever happens."""
+        """Eager attention, and nothing compiled, for the time of the context; what was there comes back in any case."""
         before = self.hf_model.config._attn_implementation
-        if not needed or before == "eager":
-            yield
-            return
-        self.hf_model.set_attn_implementation("eager")
-        try:
-            yield
-        finally:
-            self.hf_model.set_attn_implementation(before)
+        with uncompiled():
+            if not needed or before == "eager":
+                yield
+                return
+            self.hf_model.set_attn_implementation("eager")
+            try:
+                yield
+            finally:
+                self.hf_model.set_attn_implementation(before)
 
     @contextmanager
     def wrapped(self, plan: Plan) -> Iterator[View]:
