@@ -35,7 +35,7 @@ def assembled(loaded: Loaded | None, cfg: HookedTransformerConfig) -> Assembled:
         AssertionError, ValueError: no model can be made from the config (`NativeBody.build`).
     """
     if loaded is not None and loaded.architecture is not None:
-        interior = Interior.of(loaded.hf_model, loaded.architecture, cfg)
+        interior = Interior.of(loaded.hf_model, loaded.architecture, cfg, loaded.service)
         return Assembled(interior, components_of(interior))
     if loaded is None and cfg.n_devices > 1:
         raise UnsupportedModelError(

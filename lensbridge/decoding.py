@@ -150,6 +150,10 @@ class Ending:
             return cls([given], given, batch, model.cfg.device)
         return cls(given, given[0] if own is None else own, batch, model.cfg.device)
 
+    def to(self, device: torch.device) -> None:
+        """Go on on a device."""
+        self.stop_tokens, self.finished = self.stop_tokens.to(device), self.finished.to(device)
+
     def fill(self, new: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
         """The new tokens, with the filler in rows that had finished; notes the rows that finish now."""
         new = torch.where(self.finished, self.filler, new)
@@ -185,6 +189,11 @@ class Decoding:
         parameters = inspect.signature(model.hf_model.forward).parameters
         self._can_keep_last = "logits_to_keep" in parameters
         self._takes_positions = "position_ids" in parameters
+
+    def to(self, device: torch.device) -> None:
+        """Go on on a device."""
+        self.text = self.text.to(device)
+        self._mask = None if self._mask is None else self._mask.to(device)
 
     @property
     def length(self) -> int:

@@ -15,6 +15,7 @@ goes on working, and ``except LensbridgeError`` catches everything raised on pur
     ├── UnknownArgumentError (TypeError)      an argument that nobody would read
     ├── TraceError (RuntimeError)             a point's value was asked for outside of a trace, or out of order
     ├── AliasError (ImportError)              ``transformer_lens`` cannot lead here: the real one was imported already
+    ├── RemoteRunError (RuntimeError)         a job has failed on the server that has the model
     └── MissingPackageError (ImportError)     a command needs a package that is installed by an extra
 """
 
@@ -26,6 +27,9 @@ from collections.abc import Iterable
 
 class LensbridgeError(Exception):
     """Base class of everything that lensbridge raises on purpose."""
+
+    #: What a server has sent, where it was raised there.
+    remote_traceback: str | None = None
 
     def __str__(self) -> str:
         # KeyError would show the message as a quoted repr.
@@ -80,6 +84,10 @@ class TraceError(LensbridgeError, RuntimeError):
 
 class AliasError(LensbridgeError, ImportError):
     """``transformer_lens`` cannot become an alias of lensbridge, because the real package was imported already."""
+
+
+class RemoteRunError(LensbridgeError, RuntimeError):
+    """A job has failed where the model is; the message has the line of the user's own, and ``remote_traceback`` all."""
 
 
 class MissingPackageError(LensbridgeError, ImportError):

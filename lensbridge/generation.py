@@ -37,6 +37,7 @@ class GenerationMethods:
 
     cfg: Any
     hf_model: Any
+    interior: Any
     required_tokenizer: Any
     hooks: Any
     get_caching_hooks: Any
@@ -70,6 +71,7 @@ class GenerationMethods:
         names_filter: NamesFilter = None,
         device: torch.device | str | None = None,
         pos_slice: Slice | SliceInput | None = None,
+        remote: bool | str | None = None,
         **generation_kwargs: Any,
     ) -> Any:
         """Go on from a prompt, token by token, with the model's hooks acting on each forward pass.
@@ -95,6 +97,7 @@ class GenerationMethods:
                 the last token. It is what `run_with_cache` gives on these tokens, as far as hooks did the same at each
                 step; a position's activations are those of the step that ran it first.
             names_filter, device, pos_slice: as for `run_with_cache`, with ``return_cache``.
+            remote: as for ``forward``; all of the text is one job.
             generation_kwargs: ``output_logits=True`` returns HuggingFace's ``GenerateDecoderOnlyOutput`` with
                 ``sequences`` and ``logits``, one ``[batch, d_vocab]`` per new token. ``return_dict_in_generate``
                 changes nothing, anything else is ignored with a warning.
@@ -125,8 +128,14 @@ class GenerationMethods:
             recording = self._recording_of(names_filter, device) if return_cache else None
             decoding = Decoding(self, prompt, use_past_kv_cache, recording)
             attached = [*fwd_hooks, *self._hooks_of(recording)]
-            with self.hooks(attached) if attached or return_cache else nullcontext():
-                steps = list(self._steps(decoding, sampling, ending, max_new_tokens, verbose, output_logits))
+            hooks = self.hooks(attached) if attached or return_cache else nullcontext()
+            with self.interior.running(remote) as engine, hooks:
+                if engine.elsewhere:
+                    from .jobs import generate
+
+                    steps = generate(self, decoding, sampling, ending, max_new_tokens, output_logits)
+                else:
+                    steps = list(self._steps(decoding, sampling, ending, max_new_tokens, verbose, output_logits))
         result = self._result(decoding, return_type)
         if output_logits:
             result = GenerateDecoderOnlyOutput(sequences=decoding.text, logits=tuple(steps))  # type: ignore[arg-type]

@@ -33,6 +33,7 @@ class GenerationRecording(ReadOnlyHook):
 
     def __init__(self, names: Iterable[str], device: torch.device | str | None = None) -> None:
         self.names = frozenset(names)
+        self._axes = {name: _position_axis(name) for name in self.names}
         self.device = device
         #: name -> start of a step -> activations of its new positions.
         self._pieces: dict[str, dict[int, Tensor]] = {}
@@ -51,7 +52,7 @@ class GenerationRecording(ReadOnlyHook):
         Raises:
             ValueError: the point is not one of the model's own, and what passes it has no position axis.
         """
-        axis, new = _position_axis(name), self._stop - self._start
+        axis, new = self._axes[name], self._stop - self._start
         if value.dim() <= axis or value.shape[axis] < new:
             raise ValueError(
                 f"what passes {name!r} has shape {list(value.shape)}, so it cannot be joined over the positions of a "

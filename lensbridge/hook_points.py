@@ -168,7 +168,9 @@ class HookPoint(nn.Module):
         if not (self.fwd_hooks or self.bwd_hooks):
             return x
         if self.bwd_hooks and torch.is_grad_enabled() and isinstance(x, Tensor):
-            return self._forward_watching_gradient(x)
+            # The graph keeps them: they are called even if they are removed before the backward pass, as PyTorch's own.
+            edits = not all(isinstance(handle.user_hook, ReadOnlyHook) for handle in self.fwd_hooks)
+            return watching_gradient(self, x, self._live(self.bwd_hooks), edits)
         return self.run_forward_hooks(x)
 
     @property
@@ -228,35 +230,39 @@ class HookPoint(nn.Module):
     def _live(self, handles: list[LensHandle]) -> list[Callable]:
         return [self._attached[handle.hook.id] for handle in handles if handle.hook.id in self._attached]
 
-    def _forward_watching_gradient(self, x: Tensor) -> Tensor:
-        """Run the forward hooks between two identities; backward hooks see one's gradient and set the other's."""
-        replacement: list[Tensor] = []
-        # The graph keeps them: they are called even if they are removed before the backward pass, as PyTorch's own are.
-        hooks = self._live(self.bwd_hooks)
 
-        def at_output(gradient: Tensor) -> Tensor | None:
-            replacement.clear()
-            for hook in hooks:
-                result = hook(gradient, hook=self)
-                if result is not None:
-                    replacement[:] = [result[0] if isinstance(result, tuple) else result]
-            # Where a forward hook starts the graph, nothing comes before it.
-            return None if x.requires_grad else at_input(gradient)
+def watching_gradient(point: Any, x: Tensor, hooks: Sequence[Callable], edits: bool) -> Tensor:
+    """Run a point's forward hooks between two identities; backward hooks see one's gradient and set the other's.
 
-        def at_input(gradient: Tensor) -> Tensor | None:
-            return replacement[0] if replacement else None
+    Args:
+        hooks: the backward hooks.
+        edits: whether a forward hook may edit the value in place.
+    """
+    replacement: list[Tensor] = []
 
-        inner = x
-        if x.requires_grad:
-            # An edit in place would move the hook at the input behind itself; a copy keeps it before.
-            inner = x.view_as(x) if all(isinstance(h.user_hook, ReadOnlyHook) for h in self.fwd_hooks) else x.clone()
-            inner.register_hook(at_input)
-        outer = self.run_forward_hooks(inner)
-        if not outer.requires_grad:
-            return outer
-        outer = outer.view_as(outer)
-        outer.register_hook(at_output)
+    def at_output(gradient: Tensor) -> Tensor | None:
+        replacement.clear()
+        for hook in hooks:
+            result = hook(gradient, hook=point)
+            if result is not None:
+                replacement[:] = [result[0] if isinstance(result, tuple) else result]
+        # Where a forward hook starts the graph, nothing comes before it.
+        return None if x.requires_grad else at_input(gradient)
+
+    def at_input(gradient: Tensor) -> Tensor | None:
+        return replacement[0] if replacement else None
+
+    inner = x
+    if x.requires_grad:
+        # An edit in place would move the hook at the input behind itself; a copy keeps it before.
+        inner = x.clone() if edits else x.view_as(x)
+        inner.register_hook(at_input)
+    outer = point.run_forward_hooks(inner)
+    if not outer.requires_grad:
         return outer
+    outer = outer.view_as(outer)
+    outer.register_hook(at_output)
+    return outer
 
 
 def _explain_signature(hook: Callable, point: HookPoint, error: TypeError) -> None:

@@ -35,6 +35,22 @@ NamedHook = tuple[str | Callable[[str], bool], Callable]
 HEAD_POINTS = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_result")
 
 
+class Cut:
+    """What is kept of a value: row 0 of the batch alone, or some of the positions."""
+
+    def __init__(self, remove_batch_dim: bool, pos_slice: Slice | None) -> None:
+        self.remove_batch_dim = remove_batch_dim
+        self.pos_slice = pos_slice
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        kept = tensor[0] if self.remove_batch_dim else tensor
+        if self.pos_slice is not None:
+            axis = -3 if name.endswith(HEAD_POINTS) else -2
+            if tensor.dim() >= -axis:
+                kept = self.pos_slice.apply(kept, dim=axis)
+        return kept
+
+
 class CachingHook(ReadOnlyHook):
     """Puts what it is shown into a dict, detached, under the point's name (plus ``_grad`` for gradients)."""
 
@@ -48,8 +64,7 @@ class CachingHook(ReadOnlyHook):
     ) -> None:
         self.cache = cache
         self.device = device
-        self.remove_batch_dim = remove_batch_dim
-        self.pos_slice = pos_slice
+        self.cut = Cut(remove_batch_dim, pos_slice)
         self.suffix = suffix
         self._whole = device is None and not remove_batch_dim and pos_slice is None
         self._can_wait = self._whole and isinstance(cache, LaterDict)
@@ -62,16 +77,12 @@ class CachingHook(ReadOnlyHook):
         kept = tensor.detach() if tensor.requires_grad else tensor
         if self._whole:
             self.cache[name + self.suffix] = kept
-            return
-        if self.device is not None:
-            kept = kept.to(self.device)
-        if self.remove_batch_dim:
-            kept = kept[0]
-        if self.pos_slice is not None:
-            axis = -3 if name.endswith(HEAD_POINTS) else -2
-            if tensor.dim() >= -axis:
-                kept = self.pos_slice.apply(kept, dim=axis)
-        self.cache[name + self.suffix] = kept
+        else:
+            self.put(name + self.suffix, self.cut(name, kept if self.device is None else kept.to(self.device)))
+
+    def put(self, entry: str, value: Tensor) -> None:
+        """Put what has been cut into the cache."""
+        self.cache[entry] = value if self.device is None else value.to(self.device)
 
     def keep_later(self, name: str, value: Later) -> None:
         """Put a value into the cache that need not be computed before somebody looks."""
@@ -319,10 +330,15 @@ class HookedRootModule(HookIntrospectionMixin, nn.Module):
             names_filter, incl_bwd, device, remove_batch_dim=remove_batch_dim, pos_slice=pos_slice
         )
         with self._turn(), self._caching(fwd, bwd, reset_hooks_end, clear_contexts):
-            output = self(*model_args, **model_kwargs)
-            if incl_bwd:
-                output.backward()
+            run = self._run_with_gradients if incl_bwd else self
+            output = run(*model_args, **model_kwargs)
         return output, cache
+
+    def _run_with_gradients(self, *args: Any, **kwargs: Any) -> Any:
+        """Forward and backward pass."""
+        output = self(*args, **kwargs)
+        output.backward()
+        return output
 
     def _caching(
         self, fwd_hooks: list, bwd_hooks: list, reset_hooks_end: bool, clear_contexts: bool

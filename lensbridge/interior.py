@@ -8,7 +8,8 @@ methods.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -41,17 +42,66 @@ class Interior:
     #: Whether a module was put into the tree since it was last looked at (`splicing`).
     rearranged: bool = False
 
-    #: Whether nnsight's traces can be opened on the model.
-    can_be_traced: ClassVar[bool] = True
+    #: Who has the weights, if they are elsewhere.
+    service: Any = None
+    _jobs: Engine | None = None
+
     #: Whether points fire when their modules are called, whoever calls them.
     points_fire: ClassVar[bool] = False
 
     @classmethod
-    def of(cls, hf_model: Any, architecture: Architecture, cfg: HookedTransformerConfig) -> Interior:
-        """The views of a loaded HF model."""
+    def of(
+        cls, hf_model: Any, architecture: Architecture, cfg: HookedTransformerConfig, service: Any = None
+    ) -> Interior:
+        """The views of a loaded HF model, or of one that a `Service` has the weights of."""
         weights = WeightViews(hf_model, architecture, cfg)
         basis = Basis(weights)
-        return cls(hf_model, architecture, cfg, weights, basis, Engine(hf_model, architecture, basis, cfg))
+        if service is None:
+            return cls(hf_model, architecture, cfg, weights, basis, Engine(hf_model, architecture, basis, cfg))
+        from .engine.remote.client import RemoteEngine
+
+        engine = RemoteEngine(hf_model, architecture, basis, cfg, service)
+        engine.lend_weights()
+        return cls(hf_model, architecture, cfg, weights, basis, engine, service=service)
+
+    @property
+    def can_be_traced(self) -> bool:
+        """Whether nnsight's traces can be opened on the model."""
+        return self.service is None
+
+    @contextmanager
+    def running(self, remote: bool | str | None) -> Iterator[Engine]:
+        """The engine for a run; within the context it is the model's.
+
+        Args:
+            remote: True or an address for a server, "local" for a job in this process, None for where the weights are.
+
+        Raises:
+            UnsupportedModelError: the weights are not there.
+        """
+        before = self.engine
+        if self.service is not None and remote is False:
+            raise UnsupportedModelError("this model's weights are elsewhere (from_pretrained(remote=...)): no run here")
+        if self.service is None and remote and remote != "local":
+            raise UnsupportedModelError(
+                f"remote={remote!r}: this model's weights are here. Load it with from_pretrained(name, remote=True), "
+                'which loads no weights; remote="local" tries in this process how a run would travel'
+            )
+        if self.service is None and remote and not before.elsewhere:
+            self.engine = self._jobs = self._jobs or self._job_engine()
+        elif self.service is not None and remote not in (None, True, self.service.where):
+            raise UnsupportedModelError(f"remote={remote!r}: this model was loaded with remote={self.service.where!r}")
+        try:
+            yield self.engine
+        finally:
+            self.engine = before
+
+    def _job_engine(self) -> Engine:
+        from .engine.remote.client import RemoteEngine
+        from .engine.remote.service import Service
+
+        service = Service(self.hf_model, "local")
+        return RemoteEngine(self.hf_model, self.architecture, self.basis, self.cfg, service)
 
     def module(self, path: str) -> Any:
         """A module of the HF model."""

@@ -69,6 +69,8 @@ class Loaded:
     #: None for a model of our own (`native`), which is described by its config.
     architecture: Architecture | None
     cfg: HookedTransformerConfig
+    #: What runs the model, if its weights are elsewhere.
+    service: Any = None
 
 
 @dataclass
@@ -89,6 +91,8 @@ class Wish:
     kwargs: dict[str, Any] | None = None
     #: A record of the user's own.
     architecture: Any = None
+    #: Who has the weights, if they are not to be loaded (`HookedTransformer.forward` says what there is).
+    remote: Any = None
 
 
 _BUILDING: ContextVar[Loaded | None] = ContextVar("lensbridge_building", default=None)
@@ -122,8 +126,12 @@ def load(wish: Wish) -> Loaded:
     if wish.hf_model is None and hub.is_own_format(location, kwargs):
         hf_model = _in_own_format(location, wish, kwargs)
         return Loaded(hf_model, None, _own_config(hf_model, wish))
-    checkpoint = _checkpoint(location, wish, kwargs)
-    hf_model = _from_hub_or_disk(location, wish, kwargs) if wish.hf_model is None else _as_given(wish, kwargs)
+    checkpoint, service = _checkpoint(location, wish, kwargs), None
+    if wish.remote:
+        service = _elsewhere(location, wish, kwargs)
+        hf_model = service.hf_model
+    else:
+        hf_model = _from_hub_or_disk(location, wish, kwargs) if wish.hf_model is None else _as_given(wish, kwargs)
     if isinstance(hf_model, NativeForCausalLM):
         hf_model = narrowed(hf_model, wish.first_n_layers, wish.n_ctx)
         hf_model.cfg.tokenizer_name = hf_model.cfg.tokenizer_name or location
@@ -138,7 +146,37 @@ def load(wish: Wish) -> Loaded:
     cfg = read_config(hf_model, architecture, wish, location)
     for name, value in checkpoint.items():
         setattr(cfg, name, value)
-    return Loaded(hf_model, architecture, cfg)
+    if service is not None and service.unloaded is not None:
+        # Where tokens are, and what comes back.
+        cfg.device = "cpu"
+    return Loaded(hf_model, architecture, cfg, service)
+
+
+def _elsewhere(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
+    """What runs a model whose weights are not loaded; or, with ``remote="local"``, one that is loaded.
+
+    Raises:
+        UnsupportedModelError: an option that would change the model, or say where its weights go.
+    """
+    from .engine.remote.service import Service, Unloaded
+
+    if wish.remote == "local":
+        local = replace(wish, remote=None)
+        given = _from_hub_or_disk(location, local, kwargs) if wish.hf_model is None else _as_given(local, kwargs)
+        return Service(given, "local")
+    placing = [name for name in ("device_map", "max_memory", "tp_plan", "quantization_config") if name in kwargs]
+    asked = {"hf_model": wish.hf_model, "device": wish.device, "first_n_layers": wish.first_n_layers}
+    asked["n_devices"] = wish.n_devices if wish.n_devices > 1 else None
+    refused = [*placing, *(name for name, value in asked.items() if value is not None)]
+    if refused:
+        raise UnsupportedModelError(
+            f"{', '.join(refused)}: with remote={wish.remote!r} the model is the server's, as it has loaded it"
+        )
+    config = _config_for(location, wish, kwargs)
+    options = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
+    attention = kwargs.get("attn_implementation", "eager")
+    unloaded = Unloaded(location, config=config, attn_implementation=attention, **options)
+    return Service(unloaded._module, wish.remote, unloaded)
 
 
 def _record_of(hf_model: Any, wish: Wish) -> Architecture:
@@ -191,17 +229,7 @@ def _as_given(wish: Wish, kwargs: dict[str, Any]) -> Any:
 
 
 def _from_hub_or_disk(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
-    options = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-    config = kwargs.pop("config", None)
-    if config is None:
-        # transformers raises ValueError for a config.json that names no model type.
-        with explaining_where(wish.model_name, location, OSError, ValueError, revision=kwargs.get("revision")):
-            config = AutoConfig.from_pretrained(location, **options)
-    if wish.architecture is None:
-        _refuse_unrecorded(config)
-    if config.model_type in BY_MODEL_TYPE:
-        kwargs = dict(BY_MODEL_TYPE[config.model_type].loaded_with) | kwargs
-    config = _with_attributes(config, kwargs)
+    config = _config_for(location, wish, kwargs)
     if "torch_dtype" in kwargs:
         kwargs["dtype"] = kwargs.pop("torch_dtype")
     kwargs.setdefault("dtype", wish.dtype)
@@ -221,6 +249,22 @@ def _auto_class(config: Any) -> Any:
 
     sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
     return AutoModelForImageTextToText if sees else AutoModelForCausalLM
+
+
+def _config_for(location: str, wish: Wish, kwargs: dict[str, Any]) -> Any:
+    """The HF config, with those of its attributes that are among ``kwargs``, which lose them."""
+    options = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    config = kwargs.pop("config", None)
+    if config is None:
+        # transformers raises ValueError for a config.json that names no model type.
+        with explaining_where(wish.model_name, location, OSError, ValueError, revision=kwargs.get("revision")):
+            config = AutoConfig.from_pretrained(location, **options)
+    if wish.architecture is None:
+        _refuse_unrecorded(config)
+    if config.model_type in BY_MODEL_TYPE:
+        for name, value in BY_MODEL_TYPE[config.model_type].loaded_with.items():
+            kwargs.setdefault(name, value)
+    return _with_attributes(config, kwargs)
 
 
 def _warn_of_float16(dtype: torch.dtype, device: str | torch.device | None) -> None:

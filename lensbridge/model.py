@@ -59,6 +59,9 @@ class _Recording(NamedTuple):
     names: frozenset[str]
     keep: Callable[[str, Tensor], None]
     keep_later: Callable[[str, Later], None]
+    #: What is kept of a value, and what puts that away, where the two are not in one place.
+    cut: Callable[[str, Tensor], Tensor]
+    put: Callable[[str, Tensor], None]
 
 
 class HookedTransformer(
@@ -124,6 +127,7 @@ class HookedTransformer(
         self.tokenizer = None
         self.dataset = None
         self._recording: _Recording | None = None
+        self._goes_back = False
         tokenizer = tokenizer_for(loaded, tokenizer, self.cfg)
         if tokenizer is not None:
             self.set_tokenizer(tokenizer, default_padding_side=default_padding_side)
@@ -166,6 +170,7 @@ class HookedTransformer(
         first_n_layers: int | None = None,
         n_ctx: int | None = None,
         architecture: Architecture | None = None,
+        remote: bool | str | None = None,
         **from_pretrained_kwargs: Any,
     ) -> Any:
         """Load a model and show it as TransformerLens' defaults process it.
@@ -188,6 +193,8 @@ class HookedTransformer(
             n_ctx: a shorter context than the model's.
             architecture: a record of one's own that describes the model, in the place of its family's; a model whose
                 family has none is measured otherwise (`measuring`).
+            remote: load no weights, and run on a server that has the model: True for NDIF, or the address of a server
+                of its kind. "local" loads the model, and runs everything as it would travel.
             from_pretrained_kwargs: for HuggingFace's ``from_pretrained`` (``revision``, ``cache_dir``, ``device_map``,
                 ``attn_implementation``, ...). Attention is eager by default; with another implementation, runs that
                 touch scores or pattern switch to eager for themselves.
@@ -219,6 +226,7 @@ class HookedTransformer(
             checkpoint_value=checkpoint_value if checkpoint_label is None else checkpoint_label,
             kwargs=from_pretrained_kwargs,
             architecture=architecture,
+            remote=remote,
         )
         loaded = loading.load(wish)
         found = loading.find_tokenizer(tokenizer, loaded.cfg, from_pretrained_kwargs)
@@ -276,6 +284,8 @@ class HookedTransformer(
         attention_mask: Int[Tensor, "batch pos"] | None = None,
         stop_at_layer: int | None = None,
         past_kv_cache: TransformerLensKeyValueCache | None = None,
+        *,
+        remote: bool | str | None = None,
     ) -> Any:
         """Run the model.
 
@@ -293,9 +303,12 @@ class HookedTransformer(
             stop_at_layer: run up to this block, not including it, and return the residual stream there; later layers do
                 not run. Negative numbers count from the end, as for ``start_at_layer``.
             past_kv_cache: keys and values of earlier tokens; grows by this call's unless frozen.
+            remote: where the model runs: True for NDIF, the address of a server of its kind, or "local" to send the run
+                through all of that in this process; None for where the weights are.
 
         Raises:
             ValueError: for another ``return_type``.
+            RemoteRunError: (a RuntimeError) the run fails on a server.
             AssertionError: a loss without tokens; see also `inputs.prepare`.
         """
         if return_type not in ("logits", "loss", "both", None):
@@ -307,10 +320,20 @@ class HookedTransformer(
             call = prepare(self, self.interior.basis, input, span, prepend_bos, tokens, attention_mask, past_kv_cache)
             if shortformer_pos_embed is not None and not span.embeds:
                 call.request.inputs["shortformer_pos_embed"] = shortformer_pos_embed
+            if remote is not None or self.interior.engine.elsewhere:
+                with self.interior.running(remote) as engine:
+                    if engine.elsewhere:
+                        return self._run_elsewhere(call, return_type, loss_per_token, stop_at_layer is not None)
             with explaining_tokens(call.tokens, self.cfg.d_vocab):
                 output = self.interior.engine.run(call.request, self._listeners(), self._recording)
             call.finish(self.interior.basis)
             return output if stop_at_layer is not None else self._returned(output, call, return_type, loss_per_token)
+
+    def _run_elsewhere(self, call: Call, return_type: str | None, per_token: bool, stops: bool) -> Any:
+        from .jobs import forward
+
+        found = forward(self, call, return_type, per_token, stops, self._goes_back)
+        return Output(*found) if return_type == "both" and not stops else found
 
     def _returned(self, logits: Any, call: Call, return_type: str | None, per_token: bool) -> Any:
         if return_type is None or return_type == "logits":
@@ -347,6 +370,18 @@ class HookedTransformer(
             return output, dict(cache) if kwargs.get("reset_hooks_end", True) else cache
         return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
 
+    def _run_with_gradients(self, *args: Any, **kwargs: Any) -> Any:
+        # Gradients cannot come back from a server, so that the backward pass is part of the run there.
+        self._goes_back = True
+        try:
+            output = self(*args, **kwargs)
+        finally:
+            self._goes_back = False
+        with self.interior.running(kwargs.get("remote")) as engine:
+            if not engine.elsewhere:
+                output.backward()
+        return output
+
     @contextmanager
     def _caching(self, fwd_hooks: list, bwd_hooks: list, reset_hooks_end: bool, clear_contexts: bool) -> Iterator[None]:
         # Hooks are for what outlives the run, for gradients and for points that fire by themselves.
@@ -357,7 +392,7 @@ class HookedTransformer(
         with self.hooks(attached, bwd_hooks, reset_hooks_end, clear_contexts) if attached else nullcontext():
             if names:
                 hook = fwd_hooks[0][1]
-                self._recording = _Recording(names, hook.keep, hook.keep_later)
+                self._recording = _Recording(names, hook.keep, hook.keep_later, hook.cut, hook.put)
             try:
                 yield
             finally:

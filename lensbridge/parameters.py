@@ -7,7 +7,7 @@ Those are *made* here, and say so, because an edit of them could not reach the m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from functools import cached_property, partial
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from .architectures.block import Factor
 from .computed import Computed, outlined
 from .experts import Experts
 from .slices import by_head, grouped
-from .whole import Reading, device_of, is_spread, reading, stand_in, why_a_copy
+from .whole import Reading, device_of, is_fetched, is_spread, reading, stand_in, why_a_copy
 
 ATTENTION = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
 #: The parts of a model that weights are read and processed by; each has the norm before it as ``ln.w`` and ``ln.b``.
@@ -57,7 +57,7 @@ class Heads(NamedTuple):
     size: int
     value_size: int
 
-    def of(self, letter: str) -> int:
+    def number(self, letter: str) -> int:
         """The number of heads of "Q", "K" or "V"."""
         return self.queries if letter == "Q" else self.key_values
 
@@ -122,10 +122,17 @@ class Parameters:
         """The weights of a branch with its norm; within it they go by TransformerLens' names in its component."""
         if not is_spread(self.hf_model):
             return self._branch(branch, layer)
+        self.bring([(branch, layer)])
         with reading() as now:
             out = self._branch(branch, layer)
             self._note_copies(out, now)
         return out
+
+    def bring(self, branches: Iterable[tuple[str, int]]) -> None:
+        """Where weights are fetched from another machine, fetch those of some branches together."""
+        if is_fetched(self.hf_model):
+            with reading(shapes_only=True) as looked:
+                looked.bring([self._branch(*each) for each in branches])
 
     def shapes(self, branch: str, layer: int = 0) -> dict[str, Tensor]:
         """The weights of a branch, of which nothing is to be looked at but names and shapes."""
@@ -248,7 +255,7 @@ class Parameters:
     def _note(self, out: Branch, module: nn.Module, *names: str) -> None:
         """Say of the weights that come from a module that they are computed, if it keeps no matrix."""
         found = computed(module, self.cfg.dtype)
-        for name in names if found is not None else ():
+        for name in names:
             if found is not None and (found.made_bias or not name.startswith("b_")) and name in out.weights:
                 out.made.setdefault(name, found.why)
                 self._comes_from(out, name, module)
@@ -320,14 +327,14 @@ class Parameters:
         block, heads = self.architecture.blocks[layer], self.heads(layer)
         if block.qkv is None:
             gated = letter == "Q" and block.q_gate
-            return partial(by_head, heads=heads.of(letter), size=heads.size if gated else None)
+            return partial(by_head, heads=heads.number(letter), size=heads.size if gated else None)
         blocks = block.qkv_layout.count(heads.key_values)
         start = 0
         for each in block.qkv_layout.order:
             if each.upper() == letter:
                 break
-            start += heads.of(each.upper()) // blocks * heads.size
-        return partial(grouped, blocks=blocks, start=start, share=heads.of(letter) // blocks, size=heads.size)
+            start += heads.number(each.upper()) // blocks * heads.size
+        return partial(grouped, blocks=blocks, start=start, share=heads.number(letter) // blocks, size=heads.size)
 
     def join(self, parts: list[Tensor], layer: int) -> Tensor:
         """The fused projection's output of which `slice` makes these parts of "Q", "K" and "V"."""

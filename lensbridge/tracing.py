@@ -89,6 +89,11 @@ class TraceMethods:
 
 def _traced(model: HookedTransformer) -> Engine:
     """The engine of a model that traces can be opened on."""
+    if model.interior.service is not None:
+        raise UnsupportedModelError(
+            "this model is elsewhere, and traces are opened where a model is: use run_with_hooks, run_with_cache, "
+            "run_sweep or generate, which are jobs; nnsight's own handle is model.interior.service.unloaded"
+        )
     if not model.interior.can_be_traced:
         raise UnsupportedModelError(
             "a model that was made from a config has no traces, because nnsight's values belong to modules of "

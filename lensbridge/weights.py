@@ -235,7 +235,9 @@ class WeightViews:
 
     def stack(self, name: str) -> Tensor:
         """One weight of every layer, stacked along a new first axis (read-only: it is a copy)."""
-        layers = [self.get(f"blocks.{layer}.{name}") for layer in range(self.cfg.n_layers)]
+        names = [f"blocks.{layer}.{name}" for layer in range(self.cfg.n_layers)]
+        self.parameters.bring([self._table[each][:2] for each in names if each in self._table])
+        layers = [self.get(each) for each in names]
         stacked = torch.stack([each.to(layers[0].device) for each in layers])
         return read_only(stacked, f"the stacked {name.split('.')[-1]} is a copy of every layer's own")
 
@@ -340,6 +342,11 @@ def _ranks(count: int, device: torch.device) -> Tensor:
     """Different factors for the places of a sample, so that exchanged entries are noticed."""
     with torch.inference_mode(False):
         return torch.linspace(1, 2, count, dtype=torch.float64, device=device)
+
+
+def processed(branch: str, raw: Mapping[str, Tensor], processing: Processing) -> Weights:
+    """The weights of a branch in the basis of some options."""
+    return _process(_processor(branch), raw, processing)
 
 
 def _process(processor: Processor, raw: Mapping[str, Tensor], processing: Processing) -> Weights:

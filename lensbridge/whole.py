@@ -19,6 +19,7 @@ from transformers.distributed.tensor_parallel import replace_layer_number_by_wil
 from .errors import UnsupportedModelError
 
 DIVIDED = "each process holds a part of it (tensor parallelism), and this is a copy put together from all of them"
+FETCHED = "the model is elsewhere, and this is a copy of its weight"
 OFFLOADED = "accelerate keeps it outside of the model between runs (offload), and this is a copy"
 
 
@@ -34,7 +35,14 @@ def is_elsewhere(tensor: Tensor) -> bool:
 
 def why_a_copy(original: Tensor) -> str:
     """Why what stands for a parameter is a copy; finishes the sentence 'it is no parameter of the model: ...'."""
+    if hasattr(original, "fetched"):
+        return FETCHED
     return DIVIDED if is_divided(original) else OFFLOADED
+
+
+def is_fetched(hf_model: nn.Module) -> bool:
+    """Whether another machine has a model's weights."""
+    return hasattr(next(hf_model.parameters(), None), "fetched")
 
 
 def is_spread(hf_model: nn.Module) -> bool:
@@ -114,16 +122,25 @@ class Reading:
 
     def __init__(self, shapes_only: bool) -> None:
         self.shapes_only = shapes_only
+        #: The parameters that were looked at for their shapes.
+        self.looked_at: list[Tensor] = []
         self._copies: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
 
     def whole(self, module: nn.Module, name: str, tensor: Tensor) -> Tensor:
         """What stands for a parameter (or buffer) of a module."""
         if self.shapes_only:
+            self.looked_at.append(tensor)
             return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         key = (id(module), name)
         if key not in self._copies:
             self._copies[key] = _copy(module, name, tensor), tensor
         return self._copies[key][0]
+
+    def bring(self, branches: object) -> None:
+        """Fetch from the machine that has them the values of what was looked at in order to make these."""
+        if self.looked_at:
+            first: Any = self.looked_at[0]
+            first.fetched.bring(self.looked_at)
 
     def original_of(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
         """(the copy that a weight is a view of, the parameter that this stands for), if it is one."""
@@ -169,7 +186,9 @@ class _Whole(torch.autograd.Function):
         return gradients[0]
 
 
-def _fetched(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
+def _fetched(module: nn.Module, name: str, tensor: Any) -> Tensor:
+    if hasattr(tensor, "fetched"):
+        return tensor.fetched.get(tensor)
     for hook in _alignments(module):
         if hook.weights_map is not None:
             value = hook.weights_map[name]

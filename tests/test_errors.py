@@ -21,6 +21,7 @@ CAUGHT_AS = {
     errors.SourceNotFoundError: [RuntimeError],
     errors.UnknownArgumentError: [TypeError],
     errors.TraceError: [RuntimeError],
+    errors.RemoteRunError: [RuntimeError],
     errors.AliasError: [ImportError],
     errors.MissingPackageError: [ImportError],
 }

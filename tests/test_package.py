@@ -185,7 +185,10 @@ def modules_that_import(package: str) -> set[str]:
 
 def test_only_the_engine_knows_nnsight() -> None:
     assert modules_that_import("nnsight")
-    assert {Path(name).parent.as_posix() for name in modules_that_import("nnsight")} == {"lensbridge/engine"}
+    assert {Path(name).parent.as_posix() for name in modules_that_import("nnsight")} == {
+        "lensbridge/engine",
+        "lensbridge/engine/remote",
+    }
 
 
 def test_nothing_here_runs_transformer_lens() -> None:

@@ -34,7 +34,7 @@ def _inputs(subject: Subject, layer: int) -> Iterator[tuple]:
         heads = subject.heads(layer)
         yield f"{prefix}.hook_attn_in", "resid_pre, for each head", copies(heads.queries)
         for letter in "qkv":
-            yield f"{prefix}.hook_{letter}_input", "resid_pre, for each head", copies(heads.of(letter.upper()))
+            yield f"{prefix}.hook_{letter}_input", "resid_pre, for each head", copies(heads.number(letter.upper()))
 
     def read(look: Look) -> Tensor:
         # The norm fires for each of its readers, and a cache keeps the last firing, the values'.

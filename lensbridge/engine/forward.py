@@ -13,7 +13,7 @@ import nnsight
 import torch
 from torch import Tensor
 
-from .places import View
+from .places import Parts
 from .plan import Ends, Plan, Span
 from .sites import Run
 
@@ -46,23 +46,23 @@ class Request:
         return self.residual if self.residual is not None else self.inputs["input_ids"]
 
 
-def trace_once(view: View, run: Run, plan: Plan, request: Request) -> Tensor | None:
-    """A pass of a run as a trace that can travel. Its body must stay free of ``self``: what it reads is what does."""
-    model, inputs, stops = view.nnsight, request.inputs, not request.span.unembeds
-    with model.trace(**inputs) as tracer:
+def trace_once(view: Parts, run: Run, plan: Plan, request: Request) -> Tensor | None:
+    """The one trace of a run."""
+    inputs, stops = request.inputs, not request.span.unembeds
+    with view.trace(**inputs) as tracer:
         output = nnsight.save(walk(view, run, plan, request))
         if stops:
             tracer.stop()
     return output
 
 
-def walk(view: View, run: Run, plan: Plan, request: Request) -> Tensor | None:
+def walk(view: Parts, run: Run, plan: Plan, request: Request) -> Tensor | None:
     """Visit the sites in order, then read what the run is for."""
     span, ends = request.span, plan.ends
     assert ends is not None
     if request.residual is not None:
         _start_from(view, ends, run, request.residual)
-    if run.listeners:
+    if run.listeners or run.visits:
         for site in plan.sites:
             site.visit(run)
     else:
@@ -80,7 +80,7 @@ def walk(view: View, run: Run, plan: Plan, request: Request) -> Tensor | None:
     return run.basis.logits(ends.logits.read(view), ours=not ends.held)
 
 
-def _start_from(view: View, ends: Ends, run: Run, residual: Tensor) -> None:
+def _start_from(view: Parts, ends: Ends, run: Run, residual: Tensor) -> None:
     """Let the blocks before the first one pass and put the residual where the next module reads the stream."""
     for path in ends.skipped:
         view[path].skip(residual)

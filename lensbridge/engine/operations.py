@@ -40,7 +40,8 @@ class Operation:
         self.path = envoy.path
         self.call = call = softmax.call
         self.name = name = softmax.operation
-        self._state: State = envoy._module.__dict__[STATE]
+        self._state: State = vars(envoy._module)[STATE]
+        self._untouched = self._state.body, self._state.compiled
         #: function that was called -> its instrumented copy.
         self._inner: dict[Callable, Callable] = {}
         self._state.body, compiled = instrument(self._state.original, self._outer)
@@ -65,6 +66,10 @@ class Operation:
                 location = f"{envoy.path}.source.{stem}"
                 self.rotated[letter] = SourceEnvoy(envoy, stem, location, "", 0)
                 self._others |= dict.fromkeys(self._before(compiled.names, wanted, stem, letter), location)
+
+    def close(self) -> None:
+        """Let the forward be as it was before."""
+        self._state.body, self._state.compiled = self._untouched
 
     def _outer(self, label: str, fn: Callable, *args: Any, **kwargs: Any) -> Any:
         """What the instrumented forward calls in place of each of its operations."""

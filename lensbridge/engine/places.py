@@ -31,8 +31,78 @@ from .tensor_parallel import PartsInterleaver
 Side = Literal["input", "output"]
 
 
-class View:
-    """nnsight's view of a HF model, with its parts by path.
+class Parts:
+    """nnsight's envoys of the modules of a HF model, by path.
+
+    Args:
+        hf_model: the model.
+        nnsight: its envoy.
+        positions_first: below this module, positions come before the batch.
+    """
+
+    def __init__(self, hf_model: nn.Module, nnsight: Any, positions_first: str | None) -> None:
+        self.hf_model = hf_model
+        self.nnsight = nnsight
+        self.positions_first = positions_first
+        #: How many calls of a module there are not, because it runs by itself.
+        self.calls_before = 0
+        self._parts: dict[str, Any] = {}
+        #: path of an attention -> the operation watched inside it.
+        self.operations: dict[str, Operation] = {}
+
+    def __getitem__(self, path: str) -> Any:
+        part = self._parts.get(path)
+        if part is None:
+            # By the module: where one is called ``output``, nnsight's path is another.
+            part = self._parts[path] = self.nnsight.interleaver.envoys[id(self.hf_model.get_submodule(path))]
+        return part
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether tensors have the batch before positions at all modules."""
+        return self.positions_first is None
+
+    def has_positions_first(self, path: str) -> bool:
+        """Whether tensors at a module have positions before the batch."""
+        return self.positions_first is not None and path.startswith(f"{self.positions_first}.")
+
+    @contextmanager
+    def at_call(self, number: int) -> Iterator[None]:
+        """The time in which what is asked for is that of a later call of a module: nnsight's is the first one's."""
+        if number == self.calls_before:
+            yield
+            return
+        mediator = Mediator.current("a call")
+        before, mediator.iteration = mediator.iteration, number - self.calls_before
+        try:
+            yield
+        finally:
+            mediator.iteration = before
+
+    def module(self, path: str) -> nn.Module:
+        """A module of the HF model itself."""
+        return self.hf_model.get_submodule(path)
+
+    def trace(self, **inputs: Any) -> Any:
+        """A trace of the whole model."""
+        return self.nnsight.trace(**inputs)
+
+    def show(self, point: nn.Module, value: Tensor) -> Any:
+        """Call a hook point from inside a run; what its hooks run on the HF model is not part of this run."""
+        return self.apart(point, value)
+
+    def apart(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call something from inside a run; what it runs on the HF model is not part of this run."""
+        interleaver = self.nnsight.interleaver
+        interleaver.interleaving = False
+        try:
+            return function(*args)
+        finally:
+            interleaver.interleaving = True
+
+
+class View(Parts):
+    """nnsight's view of a HF model that runs here.
 
     nnsight puts a handle on every module, in place of its ``forward``. Here a module has its handle only during a run,
     and only if the run visits it: what nobody asked to see costs nothing, and at any other moment the HF model is just
@@ -48,11 +118,6 @@ class View:
         positions_first: str | None = None,
         parts: Fragments | None = None,
     ) -> None:
-        #: Below this module, positions come before the batch.
-        self._positions_first = positions_first
-        #: How many calls of a module there are not, because it runs by itself.
-        self.calls_before = 0
-        self._parts: dict[str, Any] = {}
         #: In a run, of modules on which another nnsight wrapper's handle was: (attributes, its handle, ours).
         self._foreign: list[tuple[dict[str, Any], Any, Any]] = []
         modules = dict(hf_model.named_modules())
@@ -64,8 +129,8 @@ class View:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Module .* has a submodule named", UserWarning)
             # Where values are divided among processes, they are put together for the run.
-            self.nnsight = wrap(hf_model, **({} if parts is None else {"interleaver": PartsInterleaver(parts)}))
-        #: path of an attention -> the operation watched inside it.
+            options = {} if parts is None else {"interleaver": PartsInterleaver(parts)}
+            super().__init__(hf_model, wrap(hf_model, **options), positions_first)
         self.operations = {
             path: Operation(self[path], softmax, required) for path, softmax in (softmaxes or {}).items()
         }
@@ -73,36 +138,6 @@ class View:
         self._handles = {path: (module.__dict__, _handle(module.__dict__)) for path, module in modules.items()}
         for attributes, handle in before:
             _put(attributes, handle)
-
-    def __getitem__(self, path: str) -> Any:
-        part = self._parts.get(path)
-        if part is None:
-            # By the module: where one is called ``output``, nnsight's path is another.
-            module = self.nnsight._module.get_submodule(path)
-            part = self._parts[path] = self.nnsight.interleaver.envoys[id(module)]
-        return part
-
-    @property
-    def batch_first(self) -> bool:
-        """Whether tensors have the batch before positions at all modules."""
-        return self._positions_first is None
-
-    def has_positions_first(self, path: str) -> bool:
-        """Whether tensors at a module have positions before the batch."""
-        return self._positions_first is not None and path.startswith(f"{self._positions_first}.")
-
-    @contextmanager
-    def at_call(self, number: int) -> Iterator[None]:
-        """The time in which what is asked for is that of a later call of a module: nnsight's is the first one's."""
-        if number == self.calls_before:
-            yield
-            return
-        mediator = Mediator.current("a call")
-        before, mediator.iteration = mediator.iteration, number - self.calls_before
-        try:
-            yield
-        finally:
-            mediator.iteration = before
 
     def module(self, path: str) -> nn.Module:
         """A module of the HF model itself, or what stands for it where its parameters are not whole."""
@@ -122,22 +157,15 @@ class View:
         """Whether this is a view of the model as it is now: of these modules, with these forwards."""
         return dict(hf_model.named_modules()) == self._modules and self.fits(self._modules)
 
-    def show(self, point: nn.Module, value: Tensor) -> Any:
-        """Call a hook point from inside a run; what its hooks run on the HF model is not part of this run."""
-        return self.apart(point, value)
-
     def apart(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call something from inside a run; what it runs on the HF model is not part of this run."""
-        interleaver, foreign = self.nnsight.interleaver, self._foreign
-        interleaver.interleaving = False
-        for attributes, theirs, _ in foreign:
+        for attributes, theirs, _ in self._foreign:
             _put(attributes, theirs)
         try:
-            return function(*args)
+            return super().apart(function, *args)
         finally:
-            for attributes, _, ours in foreign:
+            for attributes, _, ours in self._foreign:
                 _put(attributes, ours)
-            interleaver.interleaving = True
 
     @contextmanager
     def installed(self, paths: Iterable[str]) -> Iterator[None]:
@@ -204,14 +232,14 @@ class Place:
         """What is measured when the forward pass comes here."""
         return (self.path, self.side, self.call)
 
-    def read(self, view: View) -> Tensor:
+    def read(self, view: Parts) -> Tensor:
         """The live tensor; waits until the forward pass gets here."""
         with view.at_call(self.call):
             value = getattr(view[self.path], self.side)
         value = value[0] if isinstance(value, tuple | list) else value
         return value.transpose(0, 1) if view.has_positions_first(self.path) else value
 
-    def write(self, view: View, value: Tensor) -> None:
+    def write(self, view: Parts, value: Tensor) -> None:
         """Put ``value`` in the tensor's place for the rest of the forward pass."""
         envoy = view[self.path]
         # What a hook has rearranged or expanded has other strides, and HF's modules look at tensors with ``view``.
@@ -236,11 +264,11 @@ class SoftmaxPlace:
     call: int = 0
     repeated: bool = False
 
-    def read(self, view: View) -> Tensor:
+    def read(self, view: Parts) -> Tensor:
         with view.at_call(self.call):
             return getattr(view.operations[self.path].softmax, self.side)
 
-    def write(self, view: View, value: Tensor) -> None:
+    def write(self, view: Parts, value: Tensor) -> None:
         with view.at_call(self.call):
             setattr(view.operations[self.path].softmax, self.side, value)
 
@@ -257,12 +285,12 @@ class ArgumentPlace:
     call: int = 0
     repeated: bool = False
 
-    def read(self, view: View) -> Tensor:
+    def read(self, view: Parts) -> Tensor:
         with view.at_call(self.call):
             value = view.operations[self.path].around.inputs[0][self.argument]
         return value.permute(1, 2, 0, 3) if view.has_positions_first(self.path) else value
 
-    def write(self, view: View, value: Tensor) -> None:
+    def write(self, view: Parts, value: Tensor) -> None:
         call = view.operations[self.path].around
         value = value.permute(2, 0, 1, 3) if view.has_positions_first(self.path) else value
         with view.at_call(self.call):
@@ -277,13 +305,13 @@ class ResultPlace:
     path: str
     call: int = 0
 
-    def read(self, view: View) -> Tensor:
+    def read(self, view: Parts) -> Tensor:
         with view.at_call(self.call):
             value = view.operations[self.path].around.output
         value = value[0] if isinstance(value, tuple) else value
         return value.transpose(0, 1) if view.has_positions_first(self.path) else value
 
-    def write(self, view: View, value: Tensor) -> None:
+    def write(self, view: Parts, value: Tensor) -> None:
         call = view.operations[self.path].around
         value = value.transpose(0, 1) if view.has_positions_first(self.path) else value
         with view.at_call(self.call):
@@ -304,18 +332,18 @@ class FactorPlace(Place):
     bias: Factor | None = None
     power: float = 1.0
 
-    def read(self, view: View) -> Tensor:
+    def read(self, view: Parts) -> Tensor:
         value = super().read(view)
         factor, bias = self._terms(view, value.device)
         value = value if factor is None else value * factor
         return value if bias is None else value + bias
 
-    def write(self, view: View, value: Tensor) -> None:
+    def write(self, view: Parts, value: Tensor) -> None:
         factor, bias = self._terms(view, value.device)
         value = value if bias is None else value - bias
         super().write(view, value if factor is None else value / factor)
 
-    def _terms(self, view: View, device: torch.device) -> tuple[Any, ...]:
+    def _terms(self, view: Parts, device: torch.device) -> tuple[Any, ...]:
         owner = view.module(self.owner)
         terms = factor_of(owner, self.factor, self.power), factor_of(owner, self.bias)
         return tuple(_at(device, term) for term in terms)
@@ -330,10 +358,10 @@ def _at(device: torch.device, term: Any) -> Any:
 class FirstPlace(Place):
     """The first of several tensors that are put together along an axis behind the batch."""
 
-    def read(self, view: View) -> Tensor:
+    def read(self, view: Parts) -> Tensor:
         return super().read(view)[:, 0]
 
-    def write(self, view: View, value: Tensor) -> None:
+    def write(self, view: Parts, value: Tensor) -> None:
         super().write(view, torch.cat([value.unsqueeze(1), super().read(view)[:, 1:]], dim=1))
 
 
@@ -349,12 +377,12 @@ class RotatedPlace:
     key_values: int
     call: int = 0
 
-    def read(self, view: View) -> Tensor:
+    def read(self, view: Parts) -> Tensor:
         with view.at_call(self.call):
             value = view.operations[self.path].rotated[self.letter].output
         return value[0] if self.letter == "q" else value.transpose(-1, -2)[:, :: value.shape[1] // self.key_values]
 
-    def write(self, view: View, value: Tensor) -> None:
+    def write(self, view: Parts, value: Tensor) -> None:
         call = view.operations[self.path].rotated[self.letter]
         with view.at_call(self.call):
             now = call.output

@@ -40,6 +40,9 @@ UNFOLDED_NORMS = dict.fromkeys(("ln1_post", "ln2_post", "q_norm", "k_norm", "neu
 class Engine:
     """Runs one HF model and shows its values to hook points."""
 
+    #: Whether runs are jobs for a machine that has the model (`remote`).
+    elsewhere = False
+
     def __init__(self, hf_model: Any, architecture: Architecture, basis: Basis, cfg: Any) -> None:
         self.hf_model = hf_model
         self.architecture = architecture
@@ -202,13 +205,7 @@ class Engine:
         Raises:
             UnsupportedModelError: an edit in training with gradient checkpointing.
         """
-        if self._has_recurrences:
-            # Nobody would see the cache that HF makes otherwise; they write into it, which gradients do not survive.
-            # With attention alone HF's default stays: without a cache keys lie otherwise in memory, which can show in
-            # the last bits.
-            request.inputs.setdefault("use_cache", False)
-        if request.residual is not None:
-            self._stand_in(request, request.residual)
+        self.complete(request)
         unseen = not listeners and recording is None and request.residual is None
         if unseen and (request.span.unembeds or not self._embedding_has_mean):
             return self._run_unseen(request)
@@ -224,6 +221,16 @@ class Engine:
                 output = (watch_once if watches else run_once)(view, run, plan, request)
         # As HuggingFace does where layers are on several devices.
         return output.to(request.device) if output is not None and request.span.unembeds else output
+
+    def complete(self, request: Request) -> None:
+        """Add what HF's forward has to be told of a run, whoever asks for it."""
+        if self._has_recurrences:
+            # Nobody would see the cache that HF makes otherwise; they write into it, which gradients do not survive.
+            # With attention alone HF's default stays: without a cache keys lie otherwise in memory, which can show in
+            # the last bits.
+            request.inputs.setdefault("use_cache", False)
+        if request.residual is not None:
+            self._stand_in(request, request.residual)
 
     @cached_property
     def _has_recurrences(self) -> bool:

@@ -45,6 +45,8 @@ class Run(Keeping):
     overwritten: Collection[tuple[str, str]] = ()
     #: Whether what is kept may be computed when somebody looks; not where the run starts from the caller's own tensor.
     puts_off: bool = True
+    #: Whether values are kept as they are shown to hooks, also where there are none.
+    visits: bool = False
     #: (layer, "q" | "k" | "v") -> norm output (HF basis) that this projection has to read instead of its own input.
     inputs: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     #: prefix of a norm -> what it has to be computed from instead of its own input.
@@ -74,6 +76,8 @@ class Run(Keeping):
     #: The sites that may say how what they keep follows from what others keep, and where they see it.
     deriving: Mapping[Site, tuple[AnyPlace, ...]] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
+    #: Where gradients end, in a run that goes back on a machine of somebody else's.
+    roots: list[Tensor] = field(default_factory=list)
     _here: AnyPlace | None = None
     _value: Tensor | None = None
     _raw: Tensor | None = None
@@ -213,6 +217,8 @@ class Site:
     after_edits_of: tuple[str, ...] = ()
     #: Earlier places that `record` reads besides its own.
     also_reads: tuple[AnyPlace, ...] = ()
+    #: Whether it takes the model's weights to read or write its values.
+    reads_weights = True
 
     def visit(self, run: Run) -> None:
         """Read, show, and write back if changed."""
@@ -235,6 +241,7 @@ class PlainSite(Site):
     """A value that reads the same in both bases: MLP activations."""
 
     place: Place
+    reads_weights = False
 
     def __init__(self, name: str, place: Place) -> None:
         self.names = (name,)
@@ -252,6 +259,7 @@ class PlainSite(Site):
 class StreamSite(Site):
     """The residual stream: resid_pre, resid_mid, resid_post."""
 
+    reads_weights = False
     place: Place
 
     def __init__(self, name: str, place: Place, in_place: bool = False) -> None:
@@ -281,6 +289,8 @@ class BranchSite(Site):
     Args:
         with_next: whether it is added together with the branch that comes next.
     """
+
+    reads_weights = False
 
     def __init__(self, name: str, place: Place, after_edits_of: tuple[str, ...] = (), with_next: bool = False) -> None:
         self.names = (name,)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..parameters import factor_of
-from .places import View
+from .places import Parts
 from .sites import Run
 
 
@@ -85,7 +85,7 @@ class SquareForm:
         return torch.sigmoid((total - self._sink(run)).float()).to(scores.dtype)
 
     @staticmethod
-    def own_scores(view: View, attention: str) -> Tensor:
+    def own_scores(view: Parts, attention: str) -> Tensor:
         """What each query scores its own position with, ``[batch, head, query]``, by what attention is called with."""
         args, kwargs = view.operations[attention].around.inputs
         query, key = args[1], args[2][:, :, -args[1].shape[2] :]

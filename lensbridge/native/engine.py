@@ -26,6 +26,9 @@ class NativeEngine:
         hf_model: the native model.
     """
 
+    #: Whether runs are jobs for another machine.
+    elsewhere = False
+
     def __init__(self, hf_model: NativeForCausalLM) -> None:
         self.hf_model = hf_model
 

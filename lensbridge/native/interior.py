@@ -7,7 +7,8 @@ themselves, so that weights need no views, state dicts no translation, and hook 
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..components import PosEmbed
 from ..config import HookedTransformerConfig
+from ..errors import UnsupportedModelError
 from ..processing import Processing
 from .body import LEARNED_POSITIONS
 from .engine import NativeEngine
@@ -53,6 +55,7 @@ class NativeInterior:
     rearranged: bool = False
 
     can_be_traced: ClassVar[bool] = False
+    service: ClassVar[None] = None
     counts_from: ClassVar[int] = 0
     key_value_cache: ClassVar[str] = "new tokens"
     no_text: ClassVar[str | None] = None
@@ -66,6 +69,20 @@ class NativeInterior:
     def of(cls, hf_model: NativeForCausalLM) -> NativeInterior:
         """The views of a native model."""
         return cls(hf_model, hf_model.cfg, NativeWeights(hf_model), NativeBasis(), NativeEngine(hf_model))
+
+    @contextmanager
+    def running(self, remote: bool | str | None) -> Iterator[NativeEngine]:
+        """The engine for a run.
+
+        Raises:
+            UnsupportedModelError: the run is to be a job for a server.
+        """
+        if remote:
+            raise UnsupportedModelError(
+                f"remote={remote!r}: a model that was made from a config runs where it is, as servers have models of "
+                "the hub"
+            )
+        yield self.engine
 
     @property
     def n_positions(self) -> int | None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..engine import Request
+from ..errors import UnsupportedModelError
 from ..hooked_root_module import NamedHook
 from ..inputs import Call, prepare, span_of
 from ..interior import Interior
@@ -49,6 +50,7 @@ class SweepMethods:
         padding_side: PaddingSide = USE_DEFAULT_VALUE,
         attention_mask: Int[Tensor, "batch pos"] | None = None,
         progress: bool = False,
+        remote: bool | str | None = None,
     ) -> Iterator[Any]:
         """Run the model once per intervention, several at a time; yields the results in order.
 
@@ -70,6 +72,7 @@ class SweepMethods:
                 axis: ``logits[:, -1]`` is the last position still. 0 is all. The unembedding is a large part of a run.
             prepend_bos, padding_side, attention_mask: as for ``forward``.
             progress: show a progress bar.
+            remote: as for ``forward``; a sweep is one job, and with a metric only its results travel.
 
         A hook that raises ends the whole run that it shares, before its results come (``batch_size=1`` shares none).
         Weights that change while the results are being taken make them a mixture: start a new sweep then.
@@ -96,15 +99,22 @@ class SweepMethods:
             raise ValueError("the input of a sweep has no token")
         base = _Base(self, call, {"input": input, "attention_mask": attention_mask, **options}, logits_to_keep)
         items = resolve(self, interventions, padded=call.attention_mask is not None)
-        return _results(base, items, metric, batch_size, progress)
+        return _results(base, items, metric, batch_size, progress, remote)
 
 
 def _results(
-    base: _Base, items: list[Intervention], metric: Metric | None, batch_size: int | None, progress: bool
+    base: _Base, items: list[Intervention], metric: Metric | None, batch_size: int | None, progress: bool, remote: Any
 ) -> Iterator[Any]:
     limit = base.most_at_once() if batch_size is None else batch_size
     enough = -(-busy_tokens(base.tokens.device) // (2 * base.tokens.numel()))
     done: dict[int, Any] = {}
+    with base.model.interior.running(remote) as engine:
+        if engine.elsewhere:
+            from ..jobs import sweep
+
+            done = sweep(base, list(batches(items, limit, enough, in_order=metric is None)), metric)
+            yield from (done[index] for index in range(len(items)))
+            return
     following = 0
     # TQDM_DISABLE in the environment silences a bar that is not told either way.
     with tqdm(total=len(items), **({} if progress else {"disable": True})) as bar:
@@ -149,8 +159,7 @@ class _Base:
             return (self._kept(self.model.run_with_hooks(fwd_hooks=i.pairs, **self.arguments)) for i in together)
         with self.model._turn(), torch.no_grad():
             points = shared_points(self.model, together)
-            layers = [layer_of(name, self.model.cfg.n_layers) for name in points]
-            request, kept = self._request(min(layers, default=self.model.cfg.n_layers), len(together), points)
+            request, kept = self._request(self.start_of(points), len(together), points)
             logits = self.model.interior.engine.run(request, points)
             return (logits if kept else self._kept(logits)).split(self.tokens.shape[0])
 
@@ -163,11 +172,31 @@ class _Base:
             isinstance(module, nn.Dropout) and module.training and module.p > 0 for module in model.hf_model.modules()
         )
 
-    def _request(self, start: int, times: int, points: dict[str, nn.Module]) -> tuple[Request, bool]:
+    def start_of(self, names: Iterable[str]) -> int:
+        """The layer at which a run can start that is listened to at these points."""
+        return min((layer_of(name, self.model.cfg.n_layers) for name in names), default=self.model.cfg.n_layers)
+
+    def requests(self, start: int, times: int, points: Iterable[str]) -> tuple[Request | None, Request, bool]:
+        """For a run whose residual stream is known only where it runs: (how to get that, the run, as `_request`)."""
+        if self._must_run_alone():
+            raise UnsupportedModelError("a sweep of this model cannot share runs, so it is no job: use run_with_hooks")
+        n_layers = self.model.cfg.n_layers
+        above, skips = self._asked(start, self._inputs(times, None), points)
+        if not start:
+            return None, above, skips
+        del above.inputs["input_ids"]
+        below = Request(self._inputs(1, None), span_of(n_layers, None, start, "logits"))
+        return below, above, skips
+
+    def _request(self, start: int, times: int, points: Iterable[str]) -> tuple[Request, bool]:
         """A run from a layer on, with the input's rows this many times; whether it gives the wanted logits only."""
         eager = any(name.endswith(SQUARES) for name in points)
         stream = self._stream(start, eager).repeat(times, 1, 1) if start > 0 else None
-        inputs = self._inputs(times, stream)
+        request, skips = self._asked(start, self._inputs(times, stream), points)
+        request.residual = stream
+        return request, skips
+
+    def _asked(self, start: int, inputs: dict[str, Any], points: Iterable[str]) -> tuple[Request, bool]:
         skips = (
             not (isinstance(self.logits_to_keep, int) and self.logits_to_keep == 0)
             and not any(name.startswith("unembed") for name in points)
@@ -176,7 +205,7 @@ class _Base:
         if skips:
             inputs["logits_to_keep"] = self.logits_to_keep
         span = span_of(self.model.cfg.n_layers, start or None, None, "logits")
-        return Request(inputs, span, stream), skips
+        return Request(inputs, span), skips
 
     def _stream(self, layer: int, eager: bool) -> Tensor:
         """The residual stream before a layer, in the run without hooks."""
