@@ -227,7 +227,8 @@ class Basis:
     def _scaled(self, normalized: Tensor, norm: AnyNorm) -> Tensor:
         module = self.weights.module(norm.path)
         gain, bias = counted_once(self.hf_model, norm.path, self.weights.parameters.gain(norm.path)), bias_of(module)
-        output = normalized.to(gain.dtype) * gain
+        # The stream before a layer may be on the device of the one before.
+        output = normalized.to(gain.device, gain.dtype) * gain
         return output if bias is None else output + bias
 
     def norm_output_as_hf(self, output: Tensor, norm: AnyNorm) -> Tensor:

@@ -397,8 +397,8 @@ class Unembed(Component):
         hidden, architecture = self.hook_in(residual), interior.architecture
         if architecture.ln_final is not None:
             hidden = interior.basis.norm_output_as_hf(hidden, interior.engine.norms[architecture.ln_final])
-        head, weights = interior.module(architecture.unembed), interior.weights.raw_branch("unembed")
-        logits = torch.nn.functional.linear(hidden, weights["W_U"].T, bias_of(head))
+        head, matrix = interior.weights.module(architecture.unembed), interior.weights.raw_branch("unembed")["W_U"].T
+        logits = torch.nn.functional.linear(hidden.to(matrix.device), matrix, bias_of(head))
         return self.hook_out(interior.basis.logits(logits))
 
 

@@ -226,7 +226,7 @@ class TokenMethods:
             ValueError: for anything else.
         """
         if isinstance(tokens, Tensor) and tokens.numel() > 1:
-            return self.W_U[:, tokens].movedim(0, -1)
+            return self.W_U[:, tokens.to(self.W_U.device)].movedim(0, -1)
         if isinstance(tokens, str):
             token = self.to_single_token(tokens)
         elif isinstance(tokens, int) or (isinstance(tokens, Tensor) and tokens.numel() == 1):

@@ -350,9 +350,13 @@ def processed(branch: str, raw: Mapping[str, Tensor], processing: Processing) ->
 
 
 def _process(processor: Processor, raw: Mapping[str, Tensor], processing: Processing) -> Weights:
-    """Process in float32 at least, as TransformerLens does, and return to the weights' dtype."""
-    dtype = next(iter(raw.values())).dtype
-    wide = {short: w.float() if dtype in (torch.float16, torch.bfloat16) else w for short, w in raw.items()}
+    """Process in float32 at least, as TransformerLens does, and return to the weights' dtype.
+
+    What is folded may be on another device than what it is folded into.
+    """
+    dtype, there = next(iter(raw.values())).dtype, max(raw.values(), key=Tensor.numel).device
+    narrow = dtype in (torch.float16, torch.bfloat16)
+    wide = {short: (w.float() if narrow else w).to(there) for short, w in raw.items()}
     return {short: w.to(dtype) for short, w in processor(wide, processing).items()}
 
 
