@@ -16,6 +16,11 @@ from .utilities.devices import move_to_and_update_config
 from .whole import home_of, is_shared_out, refuse_to_move
 
 
+def _is_quantised(hf_model: Any) -> bool:
+    """Whether transformers has loaded a model with quantised layers."""
+    return getattr(hf_model, "quantization_method", None) is not None
+
+
 class PlacementMethods(nn.Module):
     """Parameters, training mode, device and dtype of a hooked model."""
 
@@ -48,7 +53,7 @@ class PlacementMethods(nn.Module):
                 devices (or processes) and is to be moved; casting a model with quantised layers.
         """
         refuse_to_move(self.hf_model, None if isinstance(device_or_dtype, torch.dtype) else device_or_dtype)
-        if getattr(self.hf_model, "quantization_method", None) is not None:
+        if _is_quantised(self.hf_model):
             return self._to_quantised(device_or_dtype, print_details)
         return move_to_and_update_config(self, device_or_dtype, print_details)
 
@@ -67,6 +72,8 @@ class PlacementMethods(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # .cuda(), .half() and the like arrive here.
         refuse_to_move(self.hf_model, None)
+        if _is_quantised(self.hf_model):
+            raise UnsupportedModelError("a quantised model cannot be cast: load it with the dtype that you want")
         self.hf_model._apply(fn)
         super()._apply(fn, recurse)
         first = next(self.hf_model.parameters())

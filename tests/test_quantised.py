@@ -461,6 +461,9 @@ def test_casting_a_quantised_model_is_refused(made: Any) -> None:
     lens = lens_of(made("bitsandbytes nf4", "llama"))
     with pytest.raises(ValueError, match="dtype"):
         lens.to(torch.float16)
+    with pytest.raises(ValueError, match="dtype"):
+        lens.half()
+    assert lens.to("cpu", print_details=False) is lens and lens.cfg.device == "cpu"
     assert lens.cfg.dtype == torch.float32
 
 
