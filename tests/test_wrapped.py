@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -115,6 +116,37 @@ def test_compiling_after_loading(plain: HookedTransformer) -> None:
     hf.model.layers[0].compile(backend="eager")
     hf(tokens())
     assert torch.equal(lens.run_with_cache(tokens())[0], plain.run_with_cache(tokens())[0])
+
+
+def test_a_copy_of_a_model_that_is_compiled_later(plain: HookedTransformer) -> None:
+    lens = lens_of(tiny_family("llama"), **RAW)
+    lens.run_with_cache(tokens())
+    other = copy.deepcopy(lens)
+    other.hf_model.model.layers[0].compile(backend="eager")
+    assert torch.equal(other.run_with_cache(tokens())[0], plain(tokens()))
+
+
+def test_functions_that_a_module_calls_stay_compiled() -> None:
+    """They may round otherwise than what they were compiled from, and are HuggingFace's run as they are."""
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    class Activation(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.compile(lambda x: x * 0.5, backend=backend)(x)
+
+    hf = tiny_family("llama")
+    for layer in hf.model.layers:
+        layer.mlp.act_fn = Activation()
+    lens = lens_of(hf, **RAW)
+    lens(tokens())
+    before = len(graphs)
+    torch._dynamo.reset()
+    lens.run_with_cache(tokens())
+    assert before and len(graphs) > before
 
 
 def test_gradients_of_a_compiled_model(plain: HookedTransformer) -> None:

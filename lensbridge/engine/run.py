@@ -21,7 +21,7 @@ from ..architectures.record import Softmax
 from ..basis import Basis, Stream
 from ..errors import SourceNotFoundError, UnsupportedModelError
 from ..whole import home_of
-from .compiled import uncompiled
+from .compiled import states_of, uncompiled
 from .forward import Request
 from .layout import sites_of
 from .norm_sites import Norm, NormSite
@@ -243,6 +243,11 @@ class Engine:
             width = widths(self.hf_model.get_submodule(self.architecture.embed))[0]
             request.inputs["inputs_embeds"] = residual.new_zeros(*residual.shape[:-1], width)
 
+    @cached_property
+    def _states(self) -> list[dict[str, Any]]:
+        """The attributes of each module, which are looked through before a run for what was compiled."""
+        return states_of(self.hf_model)
+
     @property
     def _embedding_has_mean(self) -> bool:
         """Whether reading the stream takes knowing the embedding."""
@@ -264,7 +269,7 @@ class Engine:
         place = Place(arch.unembed, "input") if norm else entrance(arch, request.span.stop)
         handle = _Leave(place).register_on(self.hf_model.get_submodule(place.path))
         try:
-            with uncompiled():
+            with uncompiled(self._states):
                 self._outermost(needed=place.path)(**request.inputs)
         except _Reached as reached:
             first = arch.positions_first is not None and place.path.startswith(f"{arch.positions_first}.")
@@ -315,7 +320,7 @@ class Engine:
     def eager_attention(self, needed: bool = True) -> Iterator[None]:
         """Eager attention, and nothing compiled, for the time of the context; what was there comes back in any case."""
         before = self.hf_model.config._attn_implementation
-        with uncompiled():
+        with uncompiled(self._states):
             if not needed or before == "eager":
                 yield
                 return
@@ -355,10 +360,12 @@ class Engine:
         self._views.clear()
         self._plans.clear()
         self._passage = None
+        self.__dict__.pop("_states", None)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy carries along: no view, because nnsight's handles belong to the modules they were made for."""
-        return self.__dict__ | {"_plans": {}, "_views": {}, "_running": [], "_turns": None}
+        state = {name: value for name, value in self.__dict__.items() if name != "_states"}
+        return state | {"_plans": {}, "_views": {}, "_running": [], "_turns": None}
 
 
 #: The point whose absence says that an attention's softmax was not found.
