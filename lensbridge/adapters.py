@@ -75,7 +75,22 @@ def of_adapted(module: Any, base: Any, below: Computed | None, dtype: torch.dtyp
     )
     if hasattr(module, "token_adapter"):
         return replace(whole, make=lambda: module.token_adapter.get_merged_weights(active)).with_bias_in(dtype)
+    if getattr(module, "parameter_name", None) == "weight":
+        return _with_parameter(module, whole, plain, active).with_bias_in(dtype)
     return (_with_lora(module, whole, plain, active) if _is_lora(module) else whole).with_bias_in(dtype)
+
+
+def _with_parameter(module: Any, whole: Computed, plain: Callable[[], Tensor], active: list[str]) -> Computed:
+    """The same where LoRA is on a parameter instead of a layer, as on that of a router of experts."""
+
+    def merged() -> Tensor:
+        total = plain()
+        for name in active:
+            total = total + module.get_delta_weight(name).to(total.dtype)
+        return total
+
+    scales = tuple(float(module.scaling[name]) for name in active)
+    return whole if module.lora_variant else replace(whole, make=merged, state=(whole.state, scales))
 
 
 def _with_lora(module: Any, whole: Computed, plain: Callable[[], Tensor], active: list[str]) -> Computed:

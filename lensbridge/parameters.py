@@ -224,7 +224,7 @@ class Parameters:
             out.made["W_E"] = f"{type(self.hf_model).__name__} multiplies its embedding by {_shown(scale)}"
             self._comes_from(out, "W_E", embed)
         if arch.project_in is not None:
-            self._map(out, "W_E", embed, arch.project_in, out.weights["W_E"] @ self._matrix(arch.project_in))
+            self._map(out, "W_E", embed, arch.project_in)
         self._note(out, embed, "W_E")
         if arch.embed_norm is not None:
             self._norm(out, "ln", arch.embed_norm)
@@ -233,12 +233,10 @@ class Parameters:
             out.weights["W_pos"] = position_rows(self.module(arch.pos_embed))[first : first + self.cfg.n_ctx]
         return out
 
-    def _matrix(self, path: str) -> Tensor:
-        return matrix(self.module(path), self.cfg.dtype)
-
-    def _map(self, out: Branch, name: str, module: nn.Module, path: str, product: Tensor) -> None:
-        """Add a weight with the linear map at ``path`` worked in."""
-        out.weights[name] = product
+    def _map(self, out: Branch, name: str, module: nn.Module, path: str) -> None:
+        """Work the linear map at ``path`` into a weight: behind the embedding, before the unembedding."""
+        found, by = out.weights[name], matrix(self.module(path), self.cfg.dtype)
+        out.weights[name] = found @ by if name == "W_E" else by @ found
         out.made[name] = f"{type(self.hf_model).__name__} stores two matrices whose product it is"
         self._comes_from(out, name, module)
         self._comes_from(out, f"{name}, map", self.module(path))
@@ -278,16 +276,13 @@ class Parameters:
         size = next((size for size in sizes if size), cfg.d_head)
         queries, key_values = cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads
         if block.q is not None and block.qkv is None:
-            queries = self._width(layer, "q") // size // (2 if block.q_gate else 1)
+            queries = self._widths(layer, "q")[1] // size // (2 if block.q_gate else 1)
         if block.k is not None and block.qkv is None:
-            key_values = self._width(layer, "k") // size
+            key_values = self._widths(layer, "k")[1] // size
         elif block.qkv is None and getattr(attention, "num_key_value_groups", None):
             key_values = queries // attention.num_key_value_groups
         value_size = size if block.o is None else self._widths(layer, "o")[0]
         return Heads(queries, key_values, size, size if block.o is None else value_size // queries)
-
-    def _width(self, layer: int, role: str) -> int:
-        return self._widths(layer, role)[1]
 
     def _widths(self, layer: int, role: str) -> tuple[int, int]:
         """The sizes of what a role's layer is given and gives, which need no values."""
@@ -404,7 +399,10 @@ class Parameters:
             self._norm(out, "post", arch.in_layer(layer, "ln2_post"))
         if block.expert_form.shown and block.router is not None:
             router = self.module(arch.in_layer(layer, "router"))
-            self._affine(out, "W_gate", {w: v for w in WORDS if (v := getattr(router, w, None)) is not None})
+            stored = {w: v for w in WORDS if (v := getattr(router, w, None)) is not None}
+            found = computed(router, cfg.dtype)
+            self._affine(out, "W_gate", stored if found is None else stored | {"weight": found.weight})
+            self._note(out, router, "W_gate.weight")
         if block.mlp_out is None or block.mlp_in is None:
             return out
         out_of = self.module(arch.in_layer(layer, "mlp_out"))
@@ -493,7 +491,7 @@ class Parameters:
             self._comes_from(out, "W_U", head)
             out.made["W_U"] = f"{type(self.hf_model).__name__} divides by {float(divisor):g} before it"
         if arch.project_out is not None:
-            self._map(out, "W_U", head, arch.project_out, self._matrix(arch.project_out) @ out.weights["W_U"])
+            self._map(out, "W_U", head, arch.project_out)
         self._bias(out, "b_U", head, (self.cfg.d_vocab_out,))
         self._note(out, head, "W_U", "b_U")
         return out

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, L
 from lensbridge import HookedTransformer
 from lensbridge.errors import ReadOnlyWeightError, UnsupportedModelError
 from lensbridge.readonly import ReadOnlyTensor
+from lensbridge.tiny import tiny_family
 from lensbridge.tiny.rough import roughen
 
 #: Every processing option off.
@@ -185,6 +186,16 @@ def test_tokens_that_are_trained_alone() -> None:
     with torch.no_grad():
         changed = lens_of(model, **RAW).W_E - lens_of(rough("llama"), **RAW).W_E
     assert changed.abs().amax(-1).nonzero().flatten().tolist() == [3, 5]
+
+
+@pytest.mark.parametrize("processed", [False, True])
+def test_a_router_of_experts(processed: bool) -> None:
+    """peft puts LoRA on its parameter, since it is no linear layer."""
+    model = shaken(peft.get_peft_model(tiny_family("mixtral"), peft.LoraConfig(target_modules=["gate", "v_proj"])))
+    lens = lens_of(model, **({} if processed else RAW))
+    assert "blocks.0.mlp.W_gate.weight" in lens.state_dict()
+    assert_shown_as_merged(model, lens)
+    assert isinstance(lens.blocks[0].mlp.W_gate.weight, ReadOnlyTensor)
 
 
 # --- the state of the adapters ---------------------------------------------------------------------------------------
