@@ -47,6 +47,11 @@ families: $(VENV)/.installed-for-tests
 	$(BIN)/python docs/make_comparison.py
 	$(BIN)/python docs/make_families.py
 
+# All tables and plots of benchmarks/results, and with them the README's section on speed: a quarter of an hour.
+benchmarks: $(VENV)/.installed-for-tests
+	$(BIN)/python benchmarks/all.py --out benchmarks/results
+	$(BIN)/python docs/make_readme.py
+
 # The site of the documents, in build/site; any warning is an error.
 site: $(VENV)/.installed
 	$(PIP) -c constraints.txt -e ".[docs]"

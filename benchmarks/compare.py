@@ -10,9 +10,11 @@ falls on both sides of a ratio, and the median over the rounds discards it.
 from __future__ import annotations
 
 import argparse
+import datetime
 import gc
 import importlib.metadata
 import os
+import platform
 import statistics
 import sys
 import tempfile
@@ -39,12 +41,24 @@ BASE = "HuggingFace"
 PACKAGES = ("lensbridge", "transformer-lens", "transformers", "nnsight", "torch")
 
 
-def seconds(call: Callable[[], Any], repeats: int) -> float:
-    """Mean time of one call over some repeats."""
+def seconds(call: Callable[[], Any], repeats: int, device: str = "cpu") -> float:
+    """Mean time of one call over some repeats; a GPU is waited for at both ends."""
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    wait()
     start = time.perf_counter()
     for _ in range(repeats):
         call()
+    wait()
     return (time.perf_counter() - start) / repeats
+
+
+def machine(threads: int, device: str) -> str:
+    """The day, and the kind of machine."""
+    if device.startswith("cuda"):
+        kind = torch.cuda.get_device_name()
+    else:
+        kind = f"{os.cpu_count()} cores {platform.machine()} without GPU, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{datetime.date.today()}, {kind}"
 
 
 def action(task: Task, model: Any, tokens: torch.Tensor) -> Callable[[], Any] | None:
@@ -54,7 +68,7 @@ def action(task: Task, model: Any, tokens: torch.Tensor) -> Callable[[], Any] | 
 
 
 def one_round(
-    models: dict[str, Any], tasks: list[Task], tokens: torch.Tensor, repeats: int, turn: int
+    models: dict[str, Any], tasks: list[Task], tokens: torch.Tensor, repeats: int, turn: int, device: str
 ) -> tuple[dict[str, dict[str, float]], list[float]]:
     """Ratios to a plain forward per task and contender, and the times of the plain forwards."""
     names = list(models)
@@ -68,8 +82,8 @@ def one_round(
             if call is None:
                 continue
             times = max(1, repeats // task.forwards)
-            plain = seconds(lambda: hf_forward(models[BASE], tokens), repeats)
-            ratios[task.name][name] = seconds(call, times) / task.forwards / plain
+            plain = seconds(lambda: hf_forward(models[BASE], tokens), repeats, device)
+            ratios[task.name][name] = seconds(call, times, device) / task.forwards / plain
             plain_times.append(plain)
     return ratios, plain_times
 
@@ -83,17 +97,17 @@ def check_agreement(models: dict[str, Any], tokens: torch.Tensor) -> None:
 
 
 def run_rounds(
-    models: dict[str, Any], tasks: list[Task], tokens: torch.Tensor, rounds: int, repeats: int
+    models: dict[str, Any], tasks: list[Task], tokens: torch.Tensor, rounds: int, repeats: int, device: str
 ) -> tuple[dict[str, Any], float]:
     """All rounds after one that is thrown away; per task and contender median, minimum and every ratio."""
     collected: dict[str, dict[str, list[float]]] = {task.name: {name: [] for name in models} for task in tasks}
     plain_times: list[float] = []
     with torch.no_grad():
         check_agreement(models, tokens)
-        one_round(models, tasks, tokens, 1, 0)
+        one_round(models, tasks, tokens, 1, 0, device)
         for turn in track(range(rounds), description="rounds"):
             gc.collect()
-            ratios, plain = one_round(models, tasks, tokens, repeats, turn)
+            ratios, plain = one_round(models, tasks, tokens, repeats, turn, device)
             plain_times += plain
             for task, by_name in ratios.items():
                 for name, ratio in by_name.items():
@@ -130,7 +144,7 @@ def versions() -> dict[str, str]:
     return {"python": sys.version.split()[0], **found}
 
 
-def benchmark(size: Size, rounds: int, loads: int, threads: int) -> dict[str, Any]:
+def benchmark(size: Size, rounds: int, loads: int, threads: int, device: str) -> dict[str, Any]:
     """Everything about one shape, as plain data."""
     repeats = 1 if size.name == "small" else 20
     every_layer, every_position = (4, 5) if size.name == "small" else (1, 3)
@@ -138,13 +152,15 @@ def benchmark(size: Size, rounds: int, loads: int, threads: int) -> dict[str, An
         directory = save_checkpoint(size, Path(folder))
         loading = load_times(directory, loads) if loads else {}
         models, missing = load_all(directory)
-        tokens = torch.randint(1, size.vocab, (1, size.prompt_length), generator=torch.Generator().manual_seed(0))
+        models = {name: model.to(device) for name, model in models.items()}
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(1, size.vocab, (1, size.prompt_length), generator=generator).to(device)
         tasks = all_tasks(every_layer, every_position, size.n_layers, size.n_heads, size.prompt_length)
-        ratios, hf_forward_ms = run_rounds(models, tasks, tokens, rounds, repeats)
+        ratios, hf_forward_ms = run_rounds(models, tasks, tokens, rounds, repeats, device)
     return {
         "size": size.name,
-        "title": f"GPT-2 {size.name} shape, batch 1 x {size.prompt_length} tokens, {rounds} rounds, "
-        f"{threads} thread(s); plain HF forward {hf_forward_ms:.2f} ms",
+        "title": f"GPT-2 {size.name} shape, batch 1 x {size.prompt_length} tokens, {rounds} rounds; "
+        f"plain HF forward {hf_forward_ms:.2f} ms ({machine(threads, device)})",
         "prompt_length": size.prompt_length,
         "rounds": rounds,
         "threads": threads,
@@ -163,12 +179,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="rounds per shape")
     parser.add_argument("--loads", type=int, default=3, help="child processes per contender for loading; 0: none")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--device", default="cpu", help="where the models are, cpu or cuda")
     parser.add_argument("--out", type=Path, help="directory for the JSON, the markdown table and the plot")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     for size in SIZES.values() if arguments.shape == "both" else [SIZES[arguments.shape]]:
-        result = benchmark(size, arguments.rounds, arguments.loads, arguments.threads)
+        result = benchmark(size, arguments.rounds, arguments.loads, arguments.threads, arguments.device)
         report.show(result)
         if arguments.out is not None:
             for path in report.write(result, arguments.out):

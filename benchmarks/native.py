@@ -23,7 +23,7 @@ os.environ["TQDM_DISABLE"] = "1"
 
 import report
 import torch
-from compare import seconds, versions
+from compare import machine, seconds, versions
 from rich.progress import track
 from subjects import quiet
 from tasks import all_tasks, halve
@@ -158,8 +158,8 @@ def benchmark(rounds: int, threads: int) -> dict[str, Any]:
             ratios.setdefault(name, {})[kind] = cell
     return {
         "size": "native",
-        "title": f"Models of a config, {rounds} rounds, {threads} thread(s); TransformerLens' forward "
-        f"{statistics.median(forward_ms):.2f} ms",
+        "title": f"Models of a config, {rounds} rounds; TransformerLens' forward "
+        f"{statistics.median(forward_ms):.2f} ms ({machine(threads, 'cpu')})",
         "note": NOTE,
         "prompt_length": LENGTH,
         "rounds": rounds,

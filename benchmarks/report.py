@@ -75,11 +75,36 @@ def markdown(result: dict[str, Any]) -> str:
     parts = [f"### {result['title']}", "", *([result["note"], ""] if "note" in result else [])]
     for header, rows in (ratio_rows(result), loading_rows(result)):
         if rows:
-            parts += ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
-            parts += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+            parts += [table(header, rows), ""]
     parts += [f"Not measured: {name}: {reason}" for name, reason in result["missing"].items()]
     parts.append(f"Versions: {', '.join(f'{name} {version}' for name, version in result['versions'].items())}.")
     return "\n".join(parts) + "\n"
+
+
+def table(header: list[str], rows: Rows) -> str:
+    """A table in markdown, its columns but the first to the right."""
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def page(result: dict[str, Any], header: list[str], rows: Rows, more: str = "") -> str:
+    """A page of results: title, table, what else there is, versions."""
+    found = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    parts = [f"### {result['title']}", table(header, rows), *([more] if more else []), f"Versions: {found}."]
+    return "\n\n".join(parts) + "\n"
+
+
+def finish(result: dict[str, Any], text: str, plot: str | None, directory: Path | None) -> None:
+    """Print a page and, given a directory, write it there with the numbers and the plot."""
+    print(text)
+    if directory is None:
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    texts = {"json": json.dumps(result, indent=2) + "\n", "md": text} | ({} if plot is None else {"svg": plot})
+    for suffix, content in texts.items():
+        path = directory / f"{result['size']}.{suffix}"
+        path.write_text(content)
+        print(f"wrote {path}")
 
 
 COLOURS = ["#888888", "#0b6e4f", "#6fb98f", "#b5523b", "#e0a458"]

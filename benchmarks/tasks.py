@@ -16,6 +16,8 @@ import torch
 from transformers import GPT2LMHeadModel
 
 Tensor = torch.Tensor
+#: How many tokens the row about generation makes.
+GENERATED = 8
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,26 @@ def edit(model: Any, tokens: Tensor) -> Tensor:
     return model.run_with_hooks(tokens, fwd_hooks=[(name, halve)])
 
 
+def generate(model: Any, tokens: Tensor) -> Any:
+    """``GENERATED`` tokens, with a hook on each step."""
+    name = f"blocks.{n_layers(model) // 2}.attn.hook_z"
+    with model.hooks(fwd_hooks=[(name, halve)]):
+        return model.generate(tokens, max_new_tokens=GENERATED, do_sample=False, stop_at_eos=False, verbose=False)
+
+
+def hf_generate(model: Any, tokens: Tensor) -> Any:
+    module = model.transformer.h[n_layers(model) // 2].attn.c_proj
+    with torch_hook(module, lambda _, inputs: (inputs[0] * 0.5,), before=True):
+        return model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=GENERATED,
+            min_new_tokens=GENERATED,
+            do_sample=False,
+            pad_token_id=0,
+        )
+
+
 def patch(value: Tensor, hook: Any, source: Tensor, position: int) -> Tensor:
     value[:, position] = source[:, position]
     return value
@@ -75,7 +97,7 @@ def cells(model: Any, tokens: Tensor, every_layer: int, every_position: int) -> 
 def sweep(model: Any, tokens: Tensor, every_layer: int, every_position: int) -> list[Tensor]:
     """Patch the residual stream into one position of one layer at a time, from a fixed source."""
     width = model.cfg.d_model
-    source = torch.zeros(1, tokens.shape[1], width)
+    source = torch.zeros(1, tokens.shape[1], width, device=tokens.device)
     return [
         model.run_with_hooks(
             tokens,
@@ -110,7 +132,7 @@ def hf_edit(model: Any, tokens: Tensor) -> Any:
 
 def hf_sweep(model: Any, tokens: Tensor, every_layer: int, every_position: int) -> list[Any]:
     results = []
-    source = torch.zeros(1, tokens.shape[1], model.config.n_embd)
+    source = torch.zeros(1, tokens.shape[1], model.config.n_embd, device=tokens.device)
     for layer, position in cells(model, tokens, every_layer, every_position):
 
         def put_in(_: Any, inputs: tuple[Tensor, ...], position: int = position) -> tuple[Tensor, ...]:
@@ -147,7 +169,7 @@ def patching_sweep(model: Any, tokens: Tensor, kind: str) -> Tensor:
     return patching.generic_activation_patch(
         model,
         tokens,
-        {f"blocks.{layer}.{point}": torch.zeros(shape) for layer in two_layers(model)},
+        {f"blocks.{layer}.{point}": torch.zeros(shape, device=tokens.device) for layer in two_layers(model)},
         difference,
         getattr(patching, setter),
         kind,
@@ -161,7 +183,7 @@ def hf_patching_sweep(model: Any, tokens: Tensor, kind: str) -> Tensor:
 
     def put_in(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = inputs[0].clone()
-        rows = torch.arange(len(x))
+        rows = torch.arange(len(x), device=x.device)
         if kind == "resid_pre":
             x[rows, rows] = 0
         else:
@@ -203,5 +225,6 @@ def all_tasks(every_layer: int, every_position: int, layers: int, heads: int, po
         Task("one editing hook", 1, edit, hf_edit),
         Task(f"residual patching, {patches} runs", patches, by_hooks, by_hand),
         *patching_tasks(heads, positions),
+        Task(f"generation with a hook, {GENERATED} tokens", GENERATED, generate, hf_generate),
         Task("stop at half the layers", 1, stop_half_way, None),
     ]

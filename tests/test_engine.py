@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -322,6 +323,29 @@ def test_both_implementations_give_the_same_numbers(
         new_lens(new_hf()).run_with_hooks(tokens, fwd_hooks=halved),
         atol=1e-4,
     )
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_one_layers_pattern_leaves_the_others_as_they_were_chosen(
+    sdpa: Any, new_hf: Callable, new_lens: Callable, tokens: Tensor, mask: bool
+) -> None:
+    hf, lens, switched = sdpa
+    options = {"attention_mask": torch.tensor([0, 1, 1, 1, 1, 1, 1]).expand(2, -1)} if mask else {}
+    config = [block.attn.config for block in hf.transformer.h]
+    plain = lens.run_with_cache(tokens, names_filter=lambda name: name.endswith("resid_post"), **options)[1]
+    eager = new_lens(new_hf()).run_with_cache(tokens, **options)[1]
+    for layer, others in ((0, []), (1, ["blocks.0.hook_resid_post"])):
+        names = [f"blocks.{layer}.attn.hook_{name}" for name in ("pattern", "attn_scores")]
+        logits, cache = lens.run_with_cache(tokens, names_filter=[*names, *others], **options)
+        # What comes before is the same, so that the first layer's square is to the last bit.
+        same = torch.equal if layer == 0 else partial(torch.allclose, atol=1e-5)
+        assert all(same(cache[name], eager[name]) for name in names)
+        assert all(torch.equal(cache[name], plain[name]) for name in others)
+        # Where nothing may be attended to, the implementations differ.
+        assert torch.allclose(logits[:, mask:], lens(tokens, **options)[:, mask:], atol=1e-4)
+    assert switched == [] and all(block.attn.config is hf.config for block in hf.transformer.h)
+    assert [block.attn.config for block in hf.transformer.h] == config
+    assert not any(block.attn._forward_pre_hooks for block in hf.transformer.h)
 
 
 @pytest.mark.parametrize("option", ["reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx"])

@@ -23,6 +23,8 @@ from .sites import PlainSite, Run
 #: Where functions are defined that do the same each time; those of torch are a few more.
 _HOME = activations.__name__
 _RANDOM = (nn.RReLU,)
+#: Attributes of any module, besides those with an underscore.
+_OTHERS = ("forward", "training")
 
 
 class ActivationSite(PlainSite):
@@ -37,13 +39,16 @@ class ActivationSite(PlainSite):
 
     def __init__(self, name: str, place: Place, pre: PlainSite, linear: PlainSite | None = None) -> None:
         super().__init__(name, place)
+        #: The module with the function, its attributes, and its function with these.
+        self._known: tuple[nn.Module, dict[str, Any], Callable[..., Tensor]] | None = None
         self.pre = pre
         self.linear = linear
+        self.follows = (*pre.names, *(() if linear is None else linear.names))
 
     def derives_from(self, wanted: Collection[str], flow: Mapping[Event, int]) -> tuple[AnyPlace, ...]:
         kept = [site for site in (self.pre, self.linear) if site is not None]
         into = flow.get(self.pre.place.event)
-        if into is None or not all(site.names[0] in wanted for site in (self, *kept)):
+        if into is None or not all(name in wanted for name in (*self.names, *self.follows)):
             return ()
         for (path, side, call), tensor in flow.items():
             if side == "input" and call == 0 and tensor == into and (path, side) != (self.place.path, self.place.side):
@@ -55,11 +60,11 @@ class ActivationSite(PlainSite):
 
     def record(self, run: Run) -> None:
         function = self._function(run) if self in run.deriving else None
-        if function is None:
+        halves = [run.sources.pop(name) for name in self.follows if name in run.sources]
+        if function is None or len(halves) < len(self.follows):
             super().record(run)
-            return
-        halves = [run.sources[site.names[0]] for site in (self.pre, self.linear) if site is not None]
-        run.keep_made(self.names[0], function, *halves)
+        else:
+            run.keep_made(self.names[0], function, *halves)
 
     def _function(self, run: Run) -> Callable[..., Tensor] | None:
         """What makes the value of what is kept, or None if that does not show."""
@@ -68,12 +73,18 @@ class ActivationSite(PlainSite):
         module = run.view.module(run.deriving[self][0].path)
         if given is not pre or not _is_known(module):
             return None
-        # The module may be changed before anybody looks.
-        function = partial(type(module).forward, copy.copy(module))
+        function = self._as_now(module)
         if not others:
             return function if made is value else None
         with torch.no_grad():
             return partial(_gated, function) if torch.equal(made * others[0], value) else None
+
+    def _as_now(self, module: nn.Module) -> Callable[..., Tensor]:
+        """The module's function, whatever becomes of the module before anybody looks."""
+        own = {name: value for name, value in module.__dict__.items() if name[0] != "_" and name not in _OTHERS}
+        if self._known is None or self._known[:2] != (module, own):
+            self._known = module, own, partial(type(module).forward, copy.copy(module))
+        return self._known[2]
 
 
 def _gated(function: Callable[[Tensor], Tensor], pre: Tensor, linear: Tensor) -> Tensor:

@@ -298,7 +298,7 @@ class PatternSite(Site):
         self.place = place
         self.form = scores.form
         self.scores = scores
-        self.after_edits_of = scores.names
+        self.after_edits_of = self.follows = scores.names
 
     def visit(self, run: Run) -> None:
         raw = run.read(self.place)
@@ -319,8 +319,8 @@ class PatternSite(Site):
         if self in run.deriving:
             operation = run.view.operations[self.place.path]
             (scores, *rest), options = operation.softmax.inputs
-            source = run.sources[self.scores.names[0]]
-            if operation.called in SOFTMAXES and source.is_of(scores):
+            source = run.sources.pop(self.scores.names[0], None)
+            if source is not None and operation.called in SOFTMAXES and source.is_of(scores):
                 run.keep_made(self.names[0], partial(_softmax, operation.called, tuple(rest), dict(options)), source)
                 return
         run.keep_later(self.names[0], self.form.pattern(run.read(self.place), run))

@@ -40,7 +40,8 @@ class Keeping:
     recording: Recording | None
     stream: Stream
     puts_off: bool
-    #: point -> what its value, which is kept, is made of.
+    #: The points of which others' values are yet to be made, and those of their values that are kept.
+    awaited: Collection[str]
     sources: dict[str, Source]
     _kept: Collection[str]
     #: The last tensor of the stream that was kept, and its entry.
@@ -67,13 +68,15 @@ class Keeping:
         if name not in self._kept:
             return
         if self.puts_off:
-            self.keep_made(name, function, self._source(raw))
+            source = self._source(raw)
+            if name in self.awaited:
+                self.sources[name] = source
+            self.keep_made(name, function, source)
         else:
             self.keep(name, raw if function is None else function(raw))
 
     def keep_made(self, name: str, function: Callable[..., Tensor] | None, *sources: Source) -> None:
         """Keep what follows from something that is kept already, where nobody listens."""
-        self.sources[name] = sources[0]
         self.recording.keep_later(name, Later(function, *sources))  # type: ignore[union-attr]
 
     def keep_stream(self, name: str, raw: Tensor) -> None:
@@ -91,7 +94,7 @@ class Keeping:
         """Keep what is added to the stream, where nobody listens."""
         self.keep_later(name, raw, self.stream.read_branch if self.stream.centred else None)
         if self.puts_off and name in self._kept:
-            self._trail.append((raw, self.sources[name]))
+            self._trail.append((raw, self._source(raw)))
 
     def _source(self, raw: Tensor) -> Source:
         if self._last is None or self._last[0] is not raw:

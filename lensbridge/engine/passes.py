@@ -31,7 +31,8 @@ def watch_once(view: View, run: Run, plan: Plan, request: Request) -> Tensor | N
         end = ends.stop if not span.norm else ends.logits if span.unembeds else ends.norm
         route = plan.routes[view] = Route.of(view, plan.sites, plan.also, end)
     # What is computed under autocast comes out otherwise later.
-    run.deriving = {} if torch._C._is_any_autocast_enabled() else plan.also
+    if not torch._C._is_any_autocast_enabled():
+        run.deriving, run.awaited = plan.also, plan.awaited
     output, value = watched(view, run, route, request.inputs, stops=not span.unembeds)
     if not span.norm:
         return run.stream.read(value)

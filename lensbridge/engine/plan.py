@@ -97,6 +97,8 @@ class Plan:
     ends: Ends | None = None
     #: In a run that only fills a cache: what sites read besides, to see what they keep follows from.
     also: Mapping[Site, tuple[AnyPlace, ...]] = field(default_factory=dict)
+    #: The points from which they do.
+    awaited: frozenset[str] = frozenset()
     #: The way past the sites in nnsight's terms, for each view that has taken it (`stepping.Route`).
     routes: WeakKeyDictionary[Any, Any] = field(default_factory=WeakKeyDictionary)
 
@@ -141,6 +143,7 @@ def make_plan(
         eager,
         ends,
         also,
+        frozenset(name for site in also for name in site.follows),
     )
 
 

@@ -21,6 +21,7 @@ from ..architectures.record import Softmax
 from ..basis import Basis, Stream
 from ..errors import SourceNotFoundError, UnsupportedModelError
 from ..whole import home_of
+from . import implementations
 from .compiled import states_of, uncompiled
 from .forward import Request
 from .layout import sites_of
@@ -213,11 +214,11 @@ class Engine:
         if any(edits.values()):
             self._refuse_checkpointing()
         plan = self.plan_for(edits, request.span, recorded=None if recording is None else recording.names)
-        with self.wrapped(plan) as view, self.eager_attention(plan.needs_eager):
+        watches = not listeners and request.residual is None
+        with self.wrapped(plan) as view, self._eager_where(plan, request, watches):
             run = self.new_run(view, listeners, edits, request.batch_size, recording)
             run.puts_off = request.residual is None
             with run.explaining():
-                watches = not listeners and request.residual is None
                 output = (watch_once if watches else run_once)(view, run, plan, request)
         # As HuggingFace does where layers are on several devices.
         return output.to(request.device) if output is not None and request.span.unembeds else output
@@ -315,6 +316,15 @@ class Engine:
         """What a run carries along, at its start."""
         stream, overwritten = Stream(self.basis.centres_stream), self.passage.overwritten
         return Run(view, self.basis, self.cfg, listeners, stream, batch_size, edits, recording, overwritten)
+
+    @contextmanager
+    def _eager_where(self, plan: Plan, request: Request, watches: bool) -> Iterator[None]:
+        """Eager attention where a run needs it: in single layers, if it only fills a cache with their squares."""
+        modules = None
+        if plan.needs_eager and watches and "past_key_values" not in request.inputs:
+            modules = implementations.alone(self.hf_model, plan.sites, self._softmaxes())
+        with self.eager_attention(plan.needs_eager and modules is None), implementations.eager(modules or ()):
+            yield
 
     @contextmanager
     def eager_attention(self, needed: bool = True) -> Iterator[None]:

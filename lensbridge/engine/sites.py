@@ -22,7 +22,7 @@ from ..later import Later, Source
 from .keeping import Keeping
 from .keeping import Recording as Recording
 from .passage import Event
-from .places import AnyPlace, ArgumentPlace, Place, SoftmaxPlace
+from .places import AnyPlace, ArgumentPlace, FirstPlace, Place, SoftmaxPlace
 
 
 @dataclass
@@ -75,6 +75,7 @@ class Run(Keeping):
     logits: Tensor | None = None
     #: The sites that may say how what they keep follows from what others keep, and where they see it.
     deriving: Mapping[Site, tuple[AnyPlace, ...]] = field(default_factory=dict)
+    awaited: Collection[str] = ()
     sources: dict[str, Source] = field(default_factory=dict)
     #: Where gradients end, in a run that goes back on a machine of somebody else's.
     roots: list[Tensor] = field(default_factory=list)
@@ -109,6 +110,10 @@ class Run(Keeping):
             # What one block returns is what the next one is given: the same tensor keeps its reading.
             self._raw, self._value = raw, raw.detach()
         self._here = place
+
+    def let_go(self) -> None:
+        """Hold nothing of the place that the forward pass was at."""
+        self._here = self._value = self._raw = self._last = None
 
     def write(self, place: AnyPlace, value: Tensor) -> None:
         """Put ``value`` in the tensor's place."""
@@ -215,6 +220,8 @@ class Site:
     always: bool = False
     #: Points whose editing makes this site necessary although nobody listens to it.
     after_edits_of: tuple[str, ...] = ()
+    #: Points whose values its own may follow from (`derives_from`).
+    follows: tuple[str, ...] = ()
     #: Earlier places that `record` reads besides its own.
     also_reads: tuple[AnyPlace, ...] = ()
     #: Whether it takes the model's weights to read or write its values.
@@ -445,3 +452,9 @@ class UnembedOutSite(Site):
         if changed:
             run.write(self.place, value)
         run.logits = value
+
+    def record(self, run: Run) -> None:
+        x = self.place.read(run.view)
+        # What is kept is what the run returns, and nobody else has it.
+        run.logits = run.basis.logits(x, ours=run.puts_off and not isinstance(self.place, FirstPlace))
+        run.keep(self.names[0], run.logits)

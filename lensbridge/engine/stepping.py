@@ -193,6 +193,9 @@ class _Watch(Mediator):
             run.arrive(place, value[0] if isinstance(value, tuple | list) else value)
         for site in sites:
             site.record(run)
+        if not isinstance(place, Place):
+            # Squares are large.
+            run.let_go()
         for earlier in route.forgets.get(visit, ()):
             self.passing.values.pop(earlier, None)
 
