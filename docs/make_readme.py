@@ -21,10 +21,11 @@ README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 HOW_TO_READ = """\
-Time as a multiple of a plain HuggingFace forward pass, median (minimum) over the rounds. The smaller the model, the
-more a run's fixed cost counts, and the cost of each hook point; the second model is as small as they come. The runs of
-a sweep can share forward passes, so that one of them may take less time than a pass of its own.
-[benchmarks/](benchmarks/README.md) says what each row does and how to run it."""
+A run has a fixed cost and one for each point that it keeps, which do not grow with the model: the first table has them
+in microseconds beside the ratio to a plain HuggingFace forward pass of the same attention implementation. Further down,
+time is a multiple of that pass, median (minimum) over the rounds. The runs of a sweep can share forward passes, so that
+one of them may take less time than a pass of its own. `make benchmarks` measures all of it anew;
+[benchmarks/](benchmarks/README.md) says what each row does."""
 
 
 def head(score: dict[str, Any]) -> str:
@@ -68,7 +69,7 @@ def render(results: Path = RESULTS) -> str:
     """The README with its sections filled."""
     scores = json.loads((TOY_DIRECTORY / "scores.json").read_text(encoding="utf-8"))["scores"]
     text = filled(README.read_text(encoding="utf-8"), "toy", toy_section(scores))
-    pages = [results / f"{shape}.md" for shape in ("small", "tiny", "native")]
+    pages = [results / f"{name}.md" for name in ("sizes", "memory", "small", "tiny", "native", "growth")]
     found = [page.read_text(encoding="utf-8") for page in pages if page.exists()]
     return filled(text, "benchmark", benchmark_section(found)) if found else text
 
