@@ -228,6 +228,13 @@ RESULTS = {"bitsandbytes int8": 1e-4, "bitsandbytes nf4": 8e-3}
 CASES = [(way, family) for way in WAYS for family in SIZES]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def nothing_compiled() -> Iterator[None]:
+    """transformers compiles the rounding of BitNet, which takes a C++ compiler and a minute."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Any]:
     """The quantised HF model of a way and a family."""
