@@ -130,13 +130,12 @@ class Basis:
         known = self._found_before(layer)
         if known is not None:
             return known
+        folds = self.processing.fold_ln and self.weights.architecture.blocks[layer].folds_ln1
+        norm_bias = bias_of(self.weights.module(self._around_values(layer)[1])) if folds else None
+        if norm_bias is None:
+            return self.weights.parameters.projection_bias(layer, "V")
         with outlined():
             weight, bias = self.weights.parameters.projection(layer, "V")
-        if not self.processing.fold_ln or not self.weights.architecture.blocks[layer].folds_ln1:
-            return bias
-        norm_bias = bias_of(self.weights.module(self.weights.architecture.in_layer(layer, "ln1")))
-        if norm_bias is None:
-            return bias
         found = self.weights.parameters.computed_projection(layer, "V")
         if found is not None:
             return self._of_computed(layer, found, norm_bias)

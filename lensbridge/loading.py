@@ -38,6 +38,7 @@ from .processing import Processing
 from .spreading import spread
 from .unaudited import warn_of_unaudited
 from .utilities.devices import get_device
+from .utilities.multi_gpu import count_unique_devices
 from .wrapped import unwrapped
 
 DTYPE_FROM_STRING = {
@@ -222,6 +223,12 @@ def _as_given(wish: Wish, kwargs: dict[str, Any]) -> Any:
     hf_model = unwrapped(wish.hf_model)
     if not hasattr(hf_model, "config"):
         raise AssertionError(f"hf_model must be a HuggingFace model with a config, not {type(hf_model).__name__}")
+    devices = count_unique_devices(hf_model)
+    if wish.n_devices > 1 and devices != wish.n_devices:
+        raise UnsupportedModelError(
+            f"n_devices={wish.n_devices} is not applied to hf_model, which is on {devices}: load it with "
+            "device_map='balanced'"
+        )
     dtype = getattr(hf_model, "dtype", wish.dtype)
     if wish.dtype not in (dtype, Wish.dtype):
         logging.warning("dtype=%s is not applied to hf_model, which stays %s: use model.to(dtype)", wish.dtype, dtype)

@@ -22,7 +22,7 @@ from .architectures.block import Factor
 from .computed import Computed, outlined
 from .experts import Experts
 from .slices import by_head, grouped
-from .whole import Reading, device_of, is_fetched, is_spread, reading, stand_in, why_a_copy
+from .whole import device_of, is_fetched, is_spread, reading, stand_in
 
 ATTENTION = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
 #: The parts of a model that weights are read and processed by; each has the norm before it as ``ln.w`` and ``ln.b``.
@@ -125,7 +125,7 @@ class Parameters:
         self.bring([(branch, layer)])
         with reading() as now:
             out = self._branch(branch, layer)
-            self._note_copies(out, now)
+            now.note_copies(out.weights, out.made, out.sources)
         return out
 
     def bring(self, branches: Iterable[tuple[str, int]]) -> None:
@@ -141,14 +141,6 @@ class Parameters:
                 return self._branch(branch, layer).weights
             with reading(shapes_only=True):
                 return self._branch(branch, layer).weights
-
-    @staticmethod
-    def _note_copies(out: Branch, now: Reading) -> None:
-        for name, weight in out.weights.items():
-            found = None if name in out.made else now.original_of(weight)
-            if found is not None:
-                out.sources[name], original = found
-                out.made[name] = why_a_copy(original)
 
     def _branch(self, branch: str, layer: int) -> Branch:
         reader = {"embed": self._embed, "unembed": self._unembed}.get(branch)
@@ -293,19 +285,25 @@ class Parameters:
 
         Where queries lie in groups with their keys and values, they are copies.
         """
-        fused = self.architecture.blocks[layer].qkv is not None
-        module = self.module(self.architecture.in_layer(layer, "qkv" if fused else letter.lower()))
-        bias = bias_of(module, self.cfg.dtype)
-        weight = self.slice(matrix(module, self.cfg.dtype), letter, layer)
+        weight = self.slice(matrix(self._projecting(layer, letter), self.cfg.dtype), letter, layer)
         before, behind = self._factors(layer, letter.lower())
         weight = weight if before is None else weight * before
+        return weight if behind is None else weight * behind, self.projection_bias(layer, letter)
+
+    def projection_bias(self, layer: int, letter: str) -> Tensor | None:
+        """The second of `projection`, for which the first is not fetched or put together."""
+        bias, behind = bias_of(self._projecting(layer, letter), self.cfg.dtype), self._factors(layer, letter.lower())[1]
         offset = None if bias is None else self.slice(bias, letter, layer)
-        return (weight, offset) if behind is None else (weight * behind, None if offset is None else offset * behind)
+        return offset if offset is None or behind is None else offset * behind
 
     def computed_projection(self, layer: int, letter: str) -> Computed | None:
         """What the layer of a "Q", "K" or "V" projection multiplies with, if that has to be computed."""
-        role = "qkv" if self.architecture.blocks[layer].qkv is not None else letter.lower()
-        return computed(self.module(self.architecture.in_layer(layer, role)), self.cfg.dtype)
+        return computed(self._projecting(layer, letter), self.cfg.dtype)
+
+    def _projecting(self, layer: int, letter: str) -> Any:
+        """The module of a "Q", "K" or "V" projection."""
+        fused = self.architecture.blocks[layer].qkv is not None
+        return self.module(self.architecture.in_layer(layer, "qkv" if fused else letter.lower()))
 
     def _factors(self, layer: int, role: str) -> tuple[Any, Any]:
         """What stands before and behind the module in a role; None where nothing does."""
@@ -371,8 +369,7 @@ class Parameters:
         """Add the weight and bias of queries, keys or values."""
         weight, bias = self.projection(layer, letter)
         out.weights[f"W_{letter}"] = weight.movedim(0, 1)
-        fused = self.architecture.blocks[layer].qkv is not None
-        module = self.module(self.architecture.in_layer(layer, "qkv" if fused else letter.lower()))
+        module = self._projecting(layer, letter)
         self._note(out, module, f"W_{letter}")
         if f"W_{letter}" not in out.made and not _shares(weight, stored_in(module)):
             self._made_of(out, f"W_{letter}", stored_in(module))

@@ -142,7 +142,15 @@ class Reading:
             first: Any = self.looked_at[0]
             first.fetched.bring(self.looked_at)
 
-    def original_of(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+    def note_copies(self, weights: dict[str, Tensor], made: dict[str, str], sources: dict[str, Tensor]) -> None:
+        """Say of weights (by name) that are views of copies why they are no parameters, and what they are of."""
+        for name, weight in weights.items():
+            found = None if name in made else self._original_of(weight)
+            if found is not None:
+                sources[name], original = found
+                made[name] = why_a_copy(original)
+
+    def _original_of(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
         """(the copy that a weight is a view of, the parameter that this stands for), if it is one."""
         place = weight.untyped_storage().data_ptr()
         copies = (pair for pair in self._copies.values() if pair[0] is not pair[1])

@@ -16,7 +16,7 @@ from accelerate import cpu_offload
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lensbridge import HookedTransformer, patching
+from lensbridge import HookedTransformer, patching, whole
 from lensbridge.architectures import architecture_of
 from lensbridge.errors import ReadOnlyWeightError, UnsupportedModelError
 from lensbridge.tiny import tiny_family, tiny_tokens
@@ -193,3 +193,27 @@ def test_a_model_of_which_everything_is_kept_away() -> None:
     assert model.cfg.device == "cpu" and torch.equal(model(TOKENS), expected)
     assert torch.equal(model.run_with_cache(TOKENS)[0], expected)
     assert torch.equal(model.W_E, tiny_family("llama").model.embed_tokens.weight)
+
+
+def test_devices_are_not_counted_for_a_model_that_is_loaded() -> None:
+    with pytest.raises(UnsupportedModelError, match="n_devices=2 is not applied to hf_model, which is on 1"):
+        HookedTransformer.from_pretrained("llama", hf_model=tiny_family("llama"), n_devices=2)
+
+
+def test_only_what_is_needed_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    hf = tiny_family("llama")
+    cpu_offload(hf, execution_device=torch.device("cpu"))
+    model = HookedTransformer.from_pretrained("llama", hf_model=hf, tokenizer=None)
+    fetched: list[str] = []
+    original = whole._fetched
+
+    def noting(module: Any, name: str, tensor: Tensor) -> Tensor:
+        fetched.append(f"{type(module).__name__}.{name}")
+        return original(module, name, tensor)
+
+    monkeypatch.setattr(whole, "_fetched", noting)
+    model.run_with_cache(TOKENS)
+    assert set(fetched) <= {"LlamaRMSNorm.weight"}, "no matrix is fetched for a run without biases"
+    assert len(model.state_dict()) and set(fetched) > {"LlamaRMSNorm.weight"}
+    fetched.clear()
+    assert model.interior.weights.shape("blocks.1.attn.W_Q") == (4, 64, 16) and not fetched
