@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 SCRIPTS = (
     ("memory.py",),
     ("growth.py", "--rounds", "11"),
-    ("sizes.py", "--rounds", "15"),
+    ("sizes.py", "--rounds", "11"),
     ("native.py", "--rounds", "15"),
     ("compare.py", "--shape", "tiny", "--rounds", "15"),
     ("compare.py", "--shape", "small", "--rounds", "5"),

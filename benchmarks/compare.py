@@ -42,14 +42,19 @@ PACKAGES = ("lensbridge", "transformer-lens", "transformers", "nnsight", "torch"
 
 
 def seconds(call: Callable[[], Any], repeats: int, device: str = "cpu") -> float:
-    """Mean time of one call over some repeats; a GPU is waited for at both ends."""
-    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    """Mean time of one call over some repeats; a GPU is waited for at both ends.
+
+    On one thread it is the processor's time, so that it does not count when other processes have their turn.
+    """
+    on_gpu = device.startswith("cuda")
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    clock = time.perf_counter if on_gpu or torch.get_num_threads() > 1 else time.thread_time
     wait()
-    start = time.perf_counter()
+    start = clock()
     for _ in range(repeats):
         call()
     wait()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def machine(threads: int, device: str) -> str:

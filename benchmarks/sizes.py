@@ -65,7 +65,7 @@ def billion() -> Any:
 SHAPES: dict[str, tuple[Callable[[], Any], str, int, int]] = {
     "2 layers of width 64": (tiny, "gpt2", 20, 1000),
     "GPT-2 small": (small, "gpt2", 1, 1000),
-    "Llama, 1.1 billion, bfloat16": (billion, "TinyLlama/TinyLlama-1.1B-Chat-v1.0", 1, 9),
+    "Llama, 1.1 billion, bfloat16": (billion, "TinyLlama/TinyLlama-1.1B-Chat-v1.0", 1, 5),
 }
 
 

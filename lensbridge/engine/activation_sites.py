@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import activations
 
+from .keeping import same
 from .passage import Event
 from .places import AnyPlace, Place
 from .sites import PlainSite, Run
@@ -77,7 +78,8 @@ class ActivationSite(PlainSite):
         if not others:
             return function if made is value else None
         with torch.no_grad():
-            return partial(_gated, function) if torch.equal(made * others[0], value) else None
+            product = made * others[0]
+            return partial(_gated, function) if product.dtype == value.dtype and same(product, value) else None
 
     def _as_now(self, module: nn.Module) -> Callable[..., Tensor]:
         """The module's function, whatever becomes of the module before anybody looks."""

@@ -140,6 +140,8 @@ class QKVSite(Site):
         self.names = tuple(f"blocks.{layer}.attn.hook_{letter}" for letter in letters)
         self.place = place
         self.after_edits_of = inputs.names
+        #: The functions that `_part` has found, and for which parameters.
+        self._slicers: tuple[Any, dict[str, Callable[[Tensor], Tensor]]] | None = None
 
     def visit(self, run: Run) -> None:
         maps = run.basis.head_maps(self.layer)
@@ -187,7 +189,7 @@ class QKVSite(Site):
         for letter, name in zip(self.letters, self.names, strict=True):
             if not run.keeps(name):
                 continue
-            part = parameters.slicer(letter.upper(), self.layer)
+            part = self._part(parameters, letter)
             bias = run.value_bias(self.layer) if letter == "v" else None
             if alone:
                 # A slice would keep the whole alive.
@@ -195,6 +197,13 @@ class QKVSite(Site):
             else:
                 # The bias may be the parameter itself, which training moves on.
                 run.keep_later(name, x, partial(_part_of, part=part, bias=None if bias is None else bias.clone()))
+
+    def _part(self, parameters: Any, letter: str) -> Callable[[Tensor], Tensor]:
+        """Where a letter is in what the projection returns."""
+        if self._slicers is None or self._slicers[0] is not parameters:
+            each = {letter: parameters.slicer(letter.upper(), self.layer) for letter in self.letters}
+            self._slicers = parameters, each
+        return self._slicers[1][letter]
 
     def _project(self, run: Run, letter: str, norm_output: Tensor) -> Tensor:
         weight, bias = run.basis.weights.parameters.projection(self.layer, letter.upper())

@@ -110,7 +110,15 @@ class Keeping:
         if any(each.dtype != raw.dtype or each.device != raw.device for each in tensors):
             return None
         with torch.no_grad():
-            return Source(None, _sum, sources) if torch.equal(_sum(*tensors), raw) else None
+            return Source(None, _sum, sources) if same(_sum(*tensors), raw) else None
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one dtype are the same bit by bit; many bits at a time, where they lie close together."""
+    whole = a.shape == b.shape and a.is_contiguous() and b.is_contiguous() and a.dim() > 0
+    if whole and a.shape[-1] * a.element_size() % 8 == 0 and a.storage_offset() == b.storage_offset() == 0:
+        return torch.equal(a.view(torch.int64), b.view(torch.int64))
+    return torch.equal(a, b)
 
 
 def _sum(stream: Tensor, first: Tensor, second: Tensor | None = None) -> Tensor:

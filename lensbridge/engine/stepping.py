@@ -171,7 +171,7 @@ class _Watch(Mediator):
         values[location, number] = value
         sites = route.steps[location].get(number)
         if sites is not None:
-            self._record(sites, (location, number))
+            self._record(sites, (location, number), value)
         if route.end is not None and route.end[1] == (location, number):
             if self.run.logits is None:
                 self.at_end = route.end[0].read(self.passing)  # type: ignore[arg-type]
@@ -180,14 +180,13 @@ class _Watch(Mediator):
         if location not in route.lasting:
             del values[location, number]
 
-    def _record(self, sites: list[Site], visit: Visit) -> None:
+    def _record(self, sites: list[Site], visit: Visit, value: Any) -> None:
         run, route, place = self.run, self.route, sites[0].place
         if route.visits[self.passed] != visit:
             raise OutOfOrderError(f"{visit[0]} was reached before {route.visits[self.passed][0]}")
         self.passed += 1
         if type(place) is Place and self.passing.in_order:
             # What `Place.read` would find, without asking around.
-            value = self.passing.values[visit]
             if place.side == "input":
                 value = value[0][0] if value[0] else next(iter(value[1].values()))
             run.arrive(place, value[0] if isinstance(value, tuple | list) else value)
