@@ -113,6 +113,18 @@ def test_everything_cached(twins: Twins) -> None:
     same_caches(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    "point",
+    ["hook_resid_pre", "ln1.hook_normalized", "attn.hook_q", "attn.hook_pattern", "attn.hook_z", "mlp.hook_post"],
+)
+def test_a_hook_set_travels_in_ten_kilobytes(twins: Twins, ndif: StandIn, point: str) -> None:
+    def halve(x: Tensor, hook: Any) -> Tensor:
+        return x * 0.5
+
+    twins.there.run_with_hooks(twins.tokens, fwd_hooks=[(lambda name: name.endswith(point), halve)], return_type=None)
+    assert ndif.last["payload_bytes"] < 10 * 1024
+
+
 def test_only_what_was_asked_for_travels(twins: Twins, ndif: StandIn) -> None:
     def run(model: HookedTransformer) -> Any:
         names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]

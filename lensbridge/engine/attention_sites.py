@@ -402,7 +402,7 @@ class ZSite(Site):
         if run.listens(self.result) or run.basis.head_maps(self.layer) is not None:
             self.visit(run)
             return
-        heads, bias = self._heads(run), self._bias(run)
+        heads, bias = self._heads(run), self._of_queries(run)
         # The bias may be the parameter itself, which training moves on.
         run.keep_later(self.z, heads, None if bias is None else partial(torch.sub, other=bias.clone()))
 
@@ -410,7 +410,7 @@ class ZSite(Site):
         return run.read(self.place).unflatten(-1, (run.basis.weights.parameters.heads(self.layer).queries, -1))
 
     def _read(self, run: Run, heads: Tensor) -> tuple[Tensor, bool]:
-        bias, maps = self._bias(run), run.basis.head_maps(self.layer)
+        bias, maps = self._of_queries(run), run.basis.head_maps(self.layer)
         missing = run.missing_rows.get(self.layer)
         if bias is not None:
             # HF's z has (row sum) c where TransformerLens' has none, and its model adds c back in b_O whatever the sum.
@@ -420,7 +420,7 @@ class ZSite(Site):
         return heads, bias is not None and missing is not None
 
     def _write(self, run: Run, heads: Tensor, shown: Tensor, value: Tensor) -> Tensor:
-        bias, maps = self._bias(run), run.basis.head_maps(self.layer)
+        bias, maps = self._of_queries(run), run.basis.head_maps(self.layer)
         if maps is not None:
             missing = run.missing_rows.get(self.layer)
             if bias is not None and missing is not None:
@@ -428,7 +428,7 @@ class ZSite(Site):
             return _moved(heads, shown, value, maps[1].v)
         return value if bias is None else value + bias
 
-    def _bias(self, run: Run) -> Tensor | None:
+    def _of_queries(self, run: Run) -> Tensor | None:
         """The value bias of each query head."""
         bias, heads = run.value_bias(self.layer), run.basis.weights.parameters.heads(self.layer)
         times = heads.queries // heads.key_values

@@ -27,7 +27,19 @@ from ..run import Engine
 from ..sites import Recording
 from ..turns import in_turn
 from .hooks import States, hooks_of, put_back, source_of
-from .job import JobPoint, Kept, Machine, Setting, SourceSite, Step, Weights, WholeWeights, watch, watch_calls
+from .job import (
+    JobPoint,
+    JobPointBack,
+    Kept,
+    Machine,
+    Setting,
+    SourceSite,
+    Step,
+    Weights,
+    WholeWeights,
+    watch,
+    watch_calls,
+)
 from .service import Service
 from .weights import Fetched
 
@@ -39,6 +51,7 @@ _OF_WEIGHTS = frozenset(("parameters", "value_bias", "_heads"))
 _NEVER = frozenset(
     "_measured_heads bring device_of record keep_later keep_stream keep_branch derives_from depth waiting".split()
 )
+_OF_SINKS = frozenset(("_sink", "share", "own_scores", "unshifted"))
 _OF_WHOLE_BRANCHES = frozenset(("branch", "raw_branch", "_branch", "shapes", "_refactoring_maps"))
 
 
@@ -152,7 +165,9 @@ class Job:
         """What stands for a hook point in the job."""
         forward, backward = ([self.hook(name, h) for h in hooks_of(point, side)] for side in ("fwd", "bwd"))
         self.states.add(point.ctx)
-        return JobPoint(name, point.ctx, forward, backward)
+        if backward:
+            return JobPointBack(name, point.ctx, forward, backward)
+        return JobPoint(name, point.ctx, forward)
 
     def hook(self, name: str, hook: Callable) -> Callable:
         """A hook as it travels."""
@@ -204,6 +219,8 @@ class Job:
         if not (self._results or processing.refactor_factored_attn_matrices):
             out |= _OF_WHOLE_BRANCHES
         sites = [site for plan in self.plans for site in plan.sites]
+        if not any(block.sinks or block.softmax.shifted for block in self.engine.architecture.blocks):
+            out |= _OF_SINKS
         return out if any(site.reads_weights for site in sites) else out | _OF_WEIGHTS
 
 

@@ -27,19 +27,16 @@ from ..sites import Run, Site
 class JobPoint:
     """Stands for a hook point in a job: its name, its ``ctx``, and the hooks that the run has there."""
 
-    def __init__(self, name: str, ctx: dict, forward: Sequence[Callable], backward: Sequence[Callable] = ()) -> None:
+    def __init__(self, name: str, ctx: dict, forward: Sequence[Callable]) -> None:
         self.name = name
         self.ctx = ctx
         self.forward = forward
-        self.backward = backward
 
     def layer(self) -> int:
         """The layer in the point's name."""
         return int(self.name.split(".")[1])
 
     def __call__(self, x: Tensor) -> Any:
-        if self.backward and torch.is_grad_enabled():
-            return watching_gradient(self, x, self.backward, True)
         return self.run_forward_hooks(x)
 
     def run_forward_hooks(self, x: Tensor) -> Any:
@@ -48,6 +45,19 @@ class JobPoint:
             result = hook(x, hook=self)
             x = x if result is None else result
         return x
+
+
+class JobPointBack(JobPoint):
+    """A point that has hooks on the gradient, too."""
+
+    def __init__(self, name: str, ctx: dict, forward: Sequence[Callable], backward: Sequence[Callable]) -> None:
+        super().__init__(name, ctx, forward)
+        self.backward = backward
+
+    def __call__(self, x: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            return watching_gradient(self, x, self.backward, True)
+        return self.run_forward_hooks(x)
 
 
 class Kept:
@@ -183,10 +193,8 @@ class Machine(Parts):
         if request.residual is not None:
             request.residual = request.residual.to(device).requires_grad_(gradients)
         stream = Stream(setting.basis.centres_stream)
-        run = Run(
-            self, setting.basis, setting.cfg, points, stream, request.batch_size, edits, kept, setting.overwritten
-        )
-        run.puts_off, run.visits = False, True
+        run = Run(self, setting.basis, setting.cfg, points, stream, request.batch_size, edits, kept)
+        run.overwritten, run.puts_off, run.visits = setting.overwritten, False, True
         self.sources = run.roots = [] if request.residual is None else [request.residual]
         with torch.set_grad_enabled(gradients), run.explaining():
             return trace_once(self, run, plan, request)

@@ -29,7 +29,7 @@ from torch import nn
 from ..places import View
 from .failures import explained
 from .job import Setting, execute
-from .shipping import PACKAGE, shipped
+from .shipping import PACKAGE, Afterwards, shipped
 
 #: What runs a session that has no model of its own: True, the address of a server, or "local".
 Where = bool | str
@@ -110,7 +110,8 @@ def _session(
 def _payload(tracer: Any, paths: Mapping[int, str], left_out: Collection[str]) -> bytes:
     pull_env()
     frame = tracer.info.frame
-    return shipped((tracer, reduce_block(tracer.node, frame.f_globals, dict(frame.f_locals))), paths, left_out)
+    source, outside, inside = reduce_block(tracer.node, frame.f_globals, dict(frame.f_locals))
+    return shipped((tracer, (source, outside, inside | {"afterwards": Afterwards()})), paths, left_out)
 
 
 class _Sent(RemoteBackend):

@@ -16,11 +16,12 @@ _PUT_TOGETHER = frozenset("qkv")
 
 
 class Source(NamedTuple):
-    """A function's text, the names it needs from outside, and all names that it speaks of."""
+    """A function's text, the names it needs from outside, all names that it speaks of, and of these what it calls."""
 
     text: str
     outer: frozenset[str]
     names: frozenset[str]
+    calls: frozenset[str]
 
 
 def lean(function: FunctionType) -> Source:
@@ -37,11 +38,23 @@ def _lean(code: CodeType) -> Source:
         if len(found) != 1:
             raise ValueError(f"{code.co_filename}:{code.co_firstlineno}: one lambda on a line, please")
         text = ast.unparse(found[0])
-        return Source(text, frozenset(_function_referenced_names(text)) | frozenset(code.co_freevars), _names(found[0]))
+        return Source(
+            text,
+            frozenset(_function_referenced_names(text)) | frozenset(code.co_freevars),
+            _names(found[0]),
+            _calls(found[0]),
+        )
     tree.body[0].decorator_list = []
     arguments = tree.body[0].args
     text = ast.unparse(_Leaner(first=[*arguments.posonlyargs, *arguments.args, None][0]).visit(tree))
-    return Source(text, frozenset(_function_referenced_names(text)) | frozenset(code.co_freevars), _names(tree))
+    return Source(
+        text, frozenset(_function_referenced_names(text)) | frozenset(code.co_freevars), _names(tree), _calls(tree)
+    )
+
+
+def _calls(tree: ast.AST) -> frozenset[str]:
+    called = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return frozenset(each.id for each in called if isinstance(each, ast.Name))
 
 
 def _names(tree: ast.AST) -> frozenset[str]:
