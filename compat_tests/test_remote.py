@@ -64,7 +64,7 @@ def same(a: Any, b: Any) -> None:
 
 
 def close(a: Tensor, b: Tensor) -> None:
-    """Equal but for rounding: a sweep here goes on from the stream of an earlier run, and there from the tokens."""
+    """Equal but for rounding: a sweep here goes on from the stream of an earlier run, say, and there from the tokens."""
     assert a.shape == b.shape
     assert float((a - b).abs().max()) <= 1e-5 * float(a.abs().max())
 
@@ -476,5 +476,6 @@ def test_another_attention_implementation(ndif: StandIn) -> None:
     (_, ours), (_, theirs) = twins.both(
         lambda model: model.run_with_cache(twins.tokens, names_filter="blocks.1.attn.hook_pattern")
     )
-    same_caches(ours, theirs)
+    # Here only the layer that is looked into goes without sdpa, and on a server all of them do.
+    close(ours["blocks.1.attn.hook_pattern"], theirs["blocks.1.attn.hook_pattern"])
     assert ndif.last["env"]["attn_implementation"] == "eager"

@@ -67,6 +67,11 @@ def computed(layer: Any, dtype: Any = None) -> None:
     """`affine.computed`: nothing, as `matrix` refuses what would be."""
 
 
+def counted_once(hf_model: Any, path: str, parameter: Any) -> Any:
+    """`whole.counted_once`: gradients reach no parameter of the server's."""
+    return whole(parameter)
+
+
 def device_of(part: Any) -> torch.device:
     """`whole.device_of`."""
     return next(part.parameters()).device
@@ -80,4 +85,5 @@ INSTEAD = {
     affine.bias_of: bias_of,
     affine.computed: computed,
     where.device_of: device_of,
+    where.counted_once: counted_once,
 }
