@@ -64,7 +64,7 @@ def same(a: Any, b: Any) -> None:
 
 
 def close(a: Tensor, b: Tensor) -> None:
-    """Equal but for rounding: a sweep here goes on from the stream of an earlier run, say, and there from the tokens."""
+    """Equal but for rounding: a sweep here goes on from an earlier run, say, and there from the tokens."""
     assert a.shape == b.shape
     assert float((a - b).abs().max()) <= 1e-5 * float(a.abs().max())
 
