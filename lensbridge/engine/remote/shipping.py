@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import cloudpickle.cloudpickle as by_value
 from nnsight import Envoy
+from nnsight.intervention.interleaver import Interleaver
 from nnsight.intervention.serialization import (
     DEFAULT_PROTOCOL,
     CustomCloudPickler,
@@ -31,6 +32,7 @@ from nnsight.intervention.serialization import (
     _load_function,
     code_reduce,
 )
+from nnsight.modeling.transformers import _PERSISTENT
 from torch import Tensor, nn
 
 from ...config import HookedTransformerConfig
@@ -102,7 +104,7 @@ class _Pickler(CustomCloudPickler):
         """How the server finds its own: modules of the HF model by their path, and what nnsight has marked."""
         if isinstance(obj, nn.Module) and id(obj) in self.modules:
             return f"Module:{self.modules[id(obj)]}"
-        return super().persistent_id(obj)
+        return "Interleaver" if isinstance(obj, Interleaver) else super().persistent_id(obj)
 
     def reducer_override(self, obj: Any) -> Any:
         """What to pickle in the place of ``obj``, if not what pickle does by itself."""
@@ -316,9 +318,11 @@ def _outer(function: types.FunctionType, names: Any) -> dict[str, Any]:
 def _envoy(envoy: Envoy) -> tuple:
     """nnsight's handle on the whole model; the server has those on its parts, and knows what it has loaded."""
     kind = next(cls for cls in type(envoy).__mro__ if not _is_ours(cls))
-    given = envoy.__getstate__().items()
-    state = {name: value for name, value in given if not (isinstance(value, Envoy) or _is_ours(value))}
-    return object.__new__, (kind,), state | {"_children": [], "_child_map": {}, "args": (), "kwargs": {}}
+    # Not what nnsight would pickle: that marks each module for good.
+    given: dict[str, Any] = {"_parent": None, "_children": [], "_child_map": {}, "args": (), "kwargs": {}}
+    given |= dict.fromkeys(_PERSISTENT)
+    state = {name: value for name, value in vars(envoy).items() if not (isinstance(value, Envoy) or _is_ours(value))}
+    return object.__new__, (kind,), {name: given.get(name, value) for name, value in state.items()}
 
 
 def _constants(cls: type) -> frozenset[str]:

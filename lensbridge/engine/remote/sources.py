@@ -141,4 +141,6 @@ def _blank(lines: list[str], start: tuple[int, int], end: tuple[int, int], inste
         first = start[1] if number == start[0] else 0
         last = end[1] if number == end[0] else len(line.rstrip(b"\r\n"))
         put = instead.encode().ljust(last - first) if number == start[0] else b" " * (last - first)
+        # What follows on a later line goes on with this one.
+        put = put if number == end[0] else put[:-1] + b"\\"
         lines[number - 1] = (line[:first] + put + line[last:]).decode()
