@@ -17,6 +17,7 @@ from torch import Tensor
 from ..checking.baseline import call_of_norm, has_heads_first
 from ..checking.identities import Identity, identities_of
 from ..checking.subject import Look, Subject
+from ..engine.activation_sites import ActivationSite
 from ..engine.attention_sites import PatternSite, QKVSite, ZSite
 from ..engine.norm_sites import UnembedInSite
 from ..engine.places import AnyPlace, FactorPlace, FirstPlace, Place
@@ -180,6 +181,7 @@ def _logits(subject: Subject, site: Site, raw: Tensor) -> Iterator[tuple[str, Te
 
 _READERS: dict[type[Site], Read] = {
     PlainSite: _as_it_is,
+    ActivationSite: _as_it_is,
     UncentredEmbedSite: _as_it_is,
     StreamSite: _of_stream,
     BranchSite: _of_stream,
