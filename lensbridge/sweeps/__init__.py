@@ -109,12 +109,14 @@ def _results(
     enough = -(-busy_tokens(base.tokens.device) // (2 * base.tokens.numel()))
     done: dict[int, Any] = {}
     with base.model.interior.running(remote) as engine:
-        if engine.elsewhere:
+        elsewhere = engine.elsewhere
+        if elsewhere:
             from ..jobs import sweep
 
             done = sweep(base, list(batches(items, limit, enough, in_order=metric is None)), metric)
-            yield from (done[index] for index in range(len(items)))
-            return
+    if elsewhere:
+        yield from (done[index] for index in range(len(items)))
+        return
     following = 0
     # TQDM_DISABLE in the environment silences a bar that is not told either way.
     with tqdm(total=len(items), **({} if progress else {"disable": True})) as bar:

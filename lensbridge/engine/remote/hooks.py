@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ...errors import HookError
-from ...hook_points import HookPoint, ReadOnlyHook
+from ...hook_points import HookPoint
 
 #: What is written back. Of an object of the user's own class, its attributes.
 KINDS = (Tensor, np.ndarray, list, dict, set, collections.deque)
@@ -147,11 +147,6 @@ def hooks_of(point: Any, direction: str) -> list[Callable]:
     if point._forward_hooks or point.hook_conversion is not None:
         raise HookError(f"{point.name!r} has PyTorch's own hooks or a conversion on it: remote runs take add_hook's")
     return [handle.user_hook or point._attached[handle.hook.id] for handle in point._handles(direction)]  # type: ignore[arg-type]
-
-
-def reads_only(hook: Any) -> bool:
-    """Whether a hook is one that fills a cache."""
-    return isinstance(hook, ReadOnlyHook)
 
 
 def put_back(states: Iterable[Any], changes: Mapping[int, Any]) -> None:
