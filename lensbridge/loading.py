@@ -224,7 +224,7 @@ def _as_given(wish: Wish, kwargs: dict[str, Any]) -> Any:
     if not hasattr(hf_model, "config"):
         raise AssertionError(f"hf_model must be a HuggingFace model with a config, not {type(hf_model).__name__}")
     devices = count_unique_devices(hf_model)
-    if wish.n_devices > 1 and devices != wish.n_devices:
+    if wish.n_devices > 1 and devices != wish.n_devices and not isinstance(hf_model, NativeForCausalLM):
         raise UnsupportedModelError(
             f"n_devices={wish.n_devices} is not applied to hf_model, which is on {devices}: load it with "
             "device_map='balanced'"

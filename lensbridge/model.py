@@ -389,7 +389,9 @@ class HookedTransformer(
         attached = fwd_hooks if all_of_them else [pair for pair in fwd_hooks if pair[0] in self._foreign]
         names = frozenset(name for name, _ in fwd_hooks) if len(attached) < len(fwd_hooks) else frozenset()
         before = self._recording
-        with self.hooks(attached, bwd_hooks, reset_hooks_end, clear_contexts) if attached else nullcontext():
+        # Hooks that an earlier run has left go with those of this one.
+        hooked = attached or any(self._hook_lists)
+        with self.hooks(attached, bwd_hooks, reset_hooks_end, clear_contexts) if hooked else nullcontext():
             if names:
                 hook = fwd_hooks[0][1]
                 self._recording = _Recording(names, hook.keep, hook.keep_later, hook.cut, hook.put)
@@ -397,7 +399,7 @@ class HookedTransformer(
                 yield
             finally:
                 self._recording = before
-                if not attached:
+                if not hooked:
                     self.is_caching = False
                     if clear_contexts:
                         self.clear_contexts()

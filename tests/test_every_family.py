@@ -150,9 +150,9 @@ def test_the_table_of_families_is_whole() -> None:
 
 
 def test_every_record_is_of_some_family() -> None:
-    """A record that no tiny model has would not be tested."""
+    """A record that no tiny model has would not be tested; `test_multimodal.py` has the one that also sees."""
     tested = {family_class(key) for key in KEYS}
-    assert tested == set(BY_CLASS)
+    assert tested == set(BY_CLASS) - {"MllamaForConditionalGeneration"}
 
 
 def test_what_is_known_not_to_hold_is_of_a_family_and_a_group() -> None:

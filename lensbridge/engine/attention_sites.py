@@ -327,7 +327,8 @@ class PatternSite(Site):
     def record(self, run: Run) -> None:
         if self in run.deriving:
             operation = run.view.operations[self.place.path]
-            (scores, *rest), options = operation.softmax.inputs
+            with run.view.at_call(self.place.call):
+                (scores, *rest), options = operation.softmax.inputs
             source = run.sources.pop(self.scores.names[0], None)
             if source is not None and operation.called in SOFTMAXES and source.is_of(scores):
                 run.keep_made(self.names[0], partial(_softmax, operation.called, tuple(rest), dict(options)), source)

@@ -107,7 +107,7 @@ class Keeping:
         if not 2 <= len(trail) <= 3 or raw.requires_grad or trail[0][1].depth >= MOST_SUMS:
             return None
         tensors, sources = zip(*trail, strict=True)
-        if any(each.dtype != raw.dtype or each.device != raw.device for each in tensors):
+        if any((each.dtype, each.device, each.shape) != (raw.dtype, raw.device, raw.shape) for each in tensors):
             return None
         with torch.no_grad():
             return Source(None, _sum, sources) if same(_sum(*tensors), raw) else None

@@ -37,7 +37,8 @@ def _keeps_more(cache: DynamicCache) -> bool:
 
 
 def _to_hf(basis: Basis, layer: int, letter: str, tensor: Tensor, biases: ValueBiases) -> Tensor:
-    tensor = tensor.to(basis.device_of(layer))
+    # A model of our own is on one device.
+    tensor = tensor if basis.hf_model is None else tensor.to(basis.device_of(layer))
     maps = basis.head_maps(layer)
     if maps is not None:
         tensor = torch.einsum("bphd,hde->bphe", tensor, getattr(maps[1], letter))
@@ -48,7 +49,7 @@ def _to_hf(basis: Basis, layer: int, letter: str, tensor: Tensor, biases: ValueB
 
 def _are_divided(basis: Basis, layer: int) -> bool:
     """Whether HF's cache has some of the heads, those of this process."""
-    return heads_are_divided(basis.hf_model, basis.weights.architecture, layer)
+    return basis.hf_model is not None and heads_are_divided(basis.hf_model, basis.weights.architecture, layer)
 
 
 def _from_hf(basis: Basis, layer: int, letter: str, tensor: Tensor, biases: ValueBiases) -> Tensor:
