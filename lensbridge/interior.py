@@ -87,14 +87,18 @@ class Interior:
                 f"remote={remote!r}: this model's weights are here. Load it with from_pretrained(name, remote=True), "
                 'which loads no weights; remote="local" tries in this process how a run would travel'
             )
-        if self.service is None and remote and not before.elsewhere:
-            self.engine = self._jobs = self._jobs or self._job_engine()
-        elif self.service is not None and remote not in (None, True, self.service.where):
+        if self.service is not None and remote not in (None, True, self.service.where):
             raise UnsupportedModelError(f"remote={remote!r}: this model was loaded with remote={self.service.where!r}")
-        try:
-            yield self.engine
-        finally:
-            self.engine = before
+        if self.service is not None or not remote or before.elsewhere:
+            yield before
+            return
+        # The engine is the model's and not a thread's.
+        with before.turns:
+            self.engine = self._jobs = self._jobs or self._job_engine()
+            try:
+                yield self.engine
+            finally:
+                self.engine = before
 
     def _job_engine(self) -> Engine:
         from .engine.remote.client import RemoteEngine

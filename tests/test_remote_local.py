@@ -5,8 +5,10 @@ A server itself is in `compat_tests/test_remote.py`.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,33 @@ def test_objects_that_hooks_can_reach() -> None:
     assert [id(state) for state in states.found] == [id(nested), id(shared)]
     put_back(states.found, {0: [("list", ("known", 1)), ("new", ("new", 2))], 1: [("new", 5)]})
     assert nested == {"list": shared, "new": 2} and shared == [5]
+
+
+def test_sums_come_back() -> None:
+    """A new number may lie where an old one was: what has changed is not told by where it lies."""
+    lens, sums, last = HookedTransformer.from_pretrained("toy"), {"sum": 0.5}, [0.5]
+
+    def add(x: Tensor, hook: Any) -> None:
+        sums["sum"] = sums["sum"] + 1000.5
+        last[0] = last[0] + 1000.5
+
+    names = [f"blocks.{layer}.hook_resid_post" for layer in range(lens.cfg.n_layers)]
+    for times in range(1, lens.cfg.n_layers + 1):
+        sums["sum"] = last[0] = 0.5
+        lens.run_with_hooks("Mary", fwd_hooks=[(name, add) for name in names[:times]], remote="local")
+        assert sums["sum"] == last[0] == 0.5 + 1000.5 * times
+
+
+def test_copies_and_threads() -> None:
+    lens = HookedTransformer.from_pretrained("toy")
+    expected, engine = lens("Mary"), lens.interior.engine
+    assert torch.equal(copy.deepcopy(lens)("Mary", remote="local"), expected)
+    lens("Mary", remote="local")
+    assert torch.equal(copy.deepcopy(lens)("Mary", remote="local"), expected)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda index: lens("Mary", remote=("local", None)[index % 2]), range(12)))
+    assert all(torch.equal(each, expected) for each in found)
+    assert lens.interior.engine is engine
 
 
 def assigns() -> Callable:

@@ -259,13 +259,13 @@ def plain(value: Any) -> Any:
 
 
 def _snapshot(state: Any) -> Any:
-    """Something that differs if the object has changed."""
+    """What an object holds: the very values, as another one could come to have the identity of one that is gone."""
     if isinstance(state, Tensor):
         return state._version
     if isinstance(state, dict):
-        return [(key, id(value)) for key, value in state.items()]
+        return [each for item in state.items() for each in item]
     if isinstance(state, list | set | collections.deque):
-        return [id(value) for value in state]
+        return list(state)
     return state.copy()
 
 
@@ -282,10 +282,11 @@ def _changes(states: list[Any], before: list[Any]) -> dict[int, Any]:
         if not isinstance(state, Tensor | list | dict | set | collections.deque):
             if (now != was).any():
                 found[number] = now
-        elif now == was:
-            continue
         elif isinstance(state, Tensor):
-            found[number] = plain(state)
+            if now != was:
+                found[number] = plain(state)
+        elif len(now) == len(was) and all(a is b for a, b in zip(now, was, strict=True)):
+            continue
         elif isinstance(state, dict):
             found[number] = [(key, entry(value)) for key, value in state.items()]
         else:

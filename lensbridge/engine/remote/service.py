@@ -68,6 +68,10 @@ class Service:
         self.unloaded = unloaded
         self._view: View | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy carries along: no view, because nnsight's handles belong to the modules they were made for."""
+        return self.__dict__ | {"_view": None}
+
     def run(
         self,
         program: Callable[..., Any],
