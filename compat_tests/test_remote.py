@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,14 @@ import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import AutoTokenizer
 
-from compat_tests.ndif.stand_in import StandIn
+from compat_tests.ndif.stand_in import StandIn, serving
 from compat_tests.rough_models import TOY_DIR
 from lensbridge import HookedTransformer, patching
 from lensbridge.errors import HookError, ReadOnlyWeightError, RemoteRunError, UnsupportedModelError
 from lensbridge.hook_points import HookPoint
+from lensbridge.tiny import tiny_family, tiny_tokens
 
 RAW = {
     "fold_ln": False,
@@ -34,8 +37,6 @@ class Twins:
     """One model here and on the server."""
 
     def __init__(self, name: str, options: dict[str, Any]) -> None:
-        from transformers import AutoTokenizer
-
         options = {"tokenizer": AutoTokenizer.from_pretrained(TOY_DIR), **options}
         self.here = HookedTransformer.from_pretrained(name, **options)
         self.there = HookedTransformer.from_pretrained(name, remote=True, **options)
@@ -479,3 +480,17 @@ def test_another_attention_implementation(ndif: StandIn) -> None:
     # Here only the layer that is looked into goes without sdpa, and on a server all of them do.
     close(ours["blocks.1.attn.hook_pattern"], theirs["blocks.1.attn.hook_pattern"])
     assert ndif.last["env"]["attn_implementation"] == "eager"
+
+
+def test_a_mixture_of_experts_is_measured_by_a_job(tmp_path: Path) -> None:
+    """Which token goes where cannot be asked of a model without weights."""
+    tokenizer = AutoTokenizer.from_pretrained(TOY_DIR)
+    tiny_family("mixtral").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with serving({"stand-in/mixtral": tmp_path}) as server, server.pointed():
+        here = HookedTransformer.from_pretrained(str(tmp_path), tokenizer=tokenizer)
+        there = HookedTransformer.from_pretrained(str(tmp_path), tokenizer=tokenizer, remote=True)
+        (a, ours), (b, theirs) = (model.run_with_cache(tiny_tokens()) for model in (here, there))
+        same(a.detach(), b)
+        same_caches(ours, theirs)
+        assert server.jobs == 2 and server.left_behind == []

@@ -44,7 +44,7 @@ PACKAGE = __name__.partition(".")[0]
 #: Methods that Python calls, so that no source names them.
 _CALLED_BY_PYTHON = frozenset(
     "__call__ __eq__ __hash__ __getitem__ __len__ __iter__ __contains__ __enter__ __exit__ __bool__ __mul__ "
-    "__matmul__ __getattr__".split()
+    "__matmul__ __getattr__ __torch_function__".split()
 )
 _MAKING = ("__init__", "__post_init__")
 #: What is called of containers; methods of ours with these names are called by nothing that travels.
