@@ -126,11 +126,12 @@ def test_a_hook_set_travels_in_ten_kilobytes(twins: Twins, ndif: StandIn, point:
     assert ndif.last["payload_bytes"] < 10 * 1024
 
 
-def test_only_what_was_asked_for_travels(twins: Twins, ndif: StandIn) -> None:
+@pytest.mark.parametrize("pos_slice", [-1, (2, 3)], ids=str)
+def test_only_what_was_asked_for_travels(twins: Twins, ndif: StandIn, pos_slice: Any) -> None:
     def run(model: HookedTransformer) -> Any:
         names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]
         return model.run_with_cache(
-            twins.tokens, names_filter=names, pos_slice=-1, remove_batch_dim=True, return_type=None
+            twins.tokens, names_filter=names, pos_slice=pos_slice, remove_batch_dim=True, return_type=None
         )
 
     (_, ours), (_, theirs) = twins.both(run)
